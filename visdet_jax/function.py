@@ -1,0 +1,74 @@
+"""The edge of every public function: one jit, traceable numbers, checked arrays, named errors."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def jitted(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Jits `function` and puts its name in front of its errors.
+
+    Parameters whose default is a string or a bool choose the formula and are static. All others
+    are traced: a new number compiles nothing, and `jax.vmap` can sweep it. Python numbers given
+    for `avg_factor` or for a parameter with a float default are handed over as floats of one
+    type, so that 3, 3.0 and an array share one trace.
+    """
+    parameters = inspect.signature(function).parameters.values()
+    static = [p.name for p in parameters if isinstance(p.default, str | bool)]
+    floats = {p.name for p in parameters if isinstance(p.default, float)} | {"avg_factor"}
+    compiled = jax.jit(function, static_argnames=static)
+
+    @functools.wraps(function)
+    def call(*args: Any, **options: Any) -> Any:
+        for name in floats & options.keys():
+            if isinstance(options[name], int | float):
+                options[name] = np.float64(options[name])
+        try:
+            return compiled(*args, **options)
+        except (TypeError, ValueError) as error:
+            # jax's own errors are subclasses with their own constructors and tell their own story.
+            if type(error) not in (TypeError, ValueError):
+                raise
+            raise type(error)(f"{function.__name__}: {error}") from error
+
+    return call
+
+
+def check_array(name: str, x: Any) -> None:
+    """Raises a TypeError where `x` has no shape and dtype (a list, None, a string)."""
+    if not (hasattr(x, "dtype") and hasattr(x, "shape")):
+        raise TypeError(f"{name} must be an array, got {type(x).__name__}")
+
+
+def compute_dtype(**arrays: Any) -> Any:
+    """float64 where an array is float64, else float32: half floats are computed in float32.
+
+    Raises a TypeError where `pred` holds no floats, or where something is no array.
+    """
+    for name, x in arrays.items():
+        check_array(name, x)
+    if "pred" in arrays and not jnp.issubdtype(arrays["pred"].dtype, jnp.floating):
+        raise TypeError(f"pred must be floating point, got {arrays['pred'].dtype}")
+    return jnp.float64 if any(x.dtype == jnp.float64 for x in arrays.values()) else jnp.float32
+
+
+def check_same_shape(pred: jax.Array, target: jax.Array) -> None:
+    """Raises a ValueError where one array would have to be broadcast to the other."""
+    if pred.shape != target.shape:
+        raise ValueError(
+            f"pred and target must have the same shape, got {pred.shape} and {target.shape}"
+        )
+
+
+def check_labels(name: str, labels: Any, shape: tuple[int, ...]) -> None:
+    """Raises where `labels` are no integers (TypeError) or not of `shape` (ValueError)."""
+    check_array(name, labels)
+    if labels.shape != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {labels.shape}")
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise TypeError(f"{name} must hold integer class indices, got {labels.dtype}")

@@ -1,0 +1,296 @@
+"""Cross entropy over classes, over each class on its own, and over masks."""
+
+import warnings
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from visdet_jax.function import (
+    check_labels,
+    check_same_shape,
+    compute_dtype,
+    jitted,
+)
+from visdet_jax.losses.accuracy import masked_accuracy
+from visdet_jax.module import Loss
+from visdet_jax.numerics import bce_with_logits, softplus
+from visdet_jax.reduction import (
+    spread_weight,
+    weight_reduce_loss,
+    weight_without,
+    zero_where_unweighted,
+)
+from visdet_jax.registry import LOSSES
+
+IGNORE_INDEX = -100  # torch's default
+
+
+@jitted
+def cross_entropy(
+    pred,
+    target,
+    weight=None,
+    *,
+    class_weight=None,
+    ignore_index=IGNORE_INDEX,
+    avg_non_ignore=False,
+    reduction="mean",
+    avg_factor=None,
+):
+    """Cross entropy of softmax(pred) with a class or with class probabilities.
+
+    -w_y log softmax(pred)_y for a class y; -Σ_c w_c t_c log softmax(pred)_c for probabilities t;
+    w is `class_weight` or 1. Classes are along axis 1.
+
+    Args:
+      pred: logits (N, C, ...).
+      target: class indices (N, ...), or probabilities (N, C, ...). A negative index and
+        `ignore_index` cost 0; an index of C or more makes the loss NaN: there is no such class.
+      class_weight: (C,). The mean stays a plain mean, it is not divided by the class weights.
+      ignore_index: an index that costs 0 (None: -100). Probabilities know none.
+      avg_non_ignore: the mean is over the rows that are not ignored (0 if all are); over all
+        entries of `target` where it holds probabilities, as in the reference.
+    Returns: (N, ...) before the weight and the reduction.
+    Raises: ValueError where shapes do not fit, TypeError for class indices that are floats.
+    Murphy 2012, Machine Learning: A Probabilistic Perspective.
+    """
+    dtype = compute_dtype(pred=pred, target=target)
+    if pred.ndim < 2:
+        raise ValueError(f"pred must have shape (N, C, ...), got {pred.shape}")
+    pred = pred.astype(dtype)
+    classes = pred.shape[1]
+    class_weight = _class_weight(class_weight, classes, dtype)
+    per_class = (1, classes) + (1,) * (pred.ndim - 2)
+    rows = pred.shape[:1] + pred.shape[2:]
+    if target.ndim == pred.ndim:
+        check_same_shape(pred, target)
+        target = target.astype(dtype)
+        count = target.size
+        if weight is not None:
+            weight = spread_weight(weight, rows)
+            target = jnp.where(jnp.expand_dims(weight == 0, 1), 0, target)
+    else:
+        check_labels("target", target, rows)
+        ignored = (target < 0) | (target == (IGNORE_INDEX if ignore_index is None else ignore_index))
+        count = (~ignored).sum()
+        weight = weight_without(ignored, weight, rows)
+    if weight is not None:
+        pred = jnp.where(jnp.expand_dims(weight == 0, 1), 0, pred)
+    log_p = jax.nn.log_softmax(pred, axis=1)
+    if target.ndim == pred.ndim:
+        if class_weight is not None:
+            target = target * class_weight.reshape(per_class)
+        values = -(target * log_p).sum(1)
+    else:
+        # Clamped, since an index out of range reads NaN, and 0 × NaN is NaN.
+        index = jnp.expand_dims(jnp.clip(target, 0, classes - 1), 1)
+        values = -jnp.take_along_axis(log_p, index, axis=1).squeeze(1)
+        if class_weight is not None:
+            # Not class_weight[target]: that fails on explicitly sharded labels.
+            values = values * (jax.nn.one_hot(target, classes, dtype=dtype) @ class_weight)
+        values = jnp.where(target >= classes, jnp.nan, values)
+    if avg_non_ignore and reduction == "mean" and avg_factor is None:
+        avg_factor = count
+    return weight_reduce_loss(values, weight, reduction, avg_factor)
+
+
+@jitted
+def binary_cross_entropy(
+    pred,
+    target,
+    weight=None,
+    *,
+    class_weight=None,
+    ignore_index=IGNORE_INDEX,
+    avg_non_ignore=False,
+    reduction="mean",
+    avg_factor=None,
+):
+    """Cross entropy of sigmoid(pred), each class on its own.
+
+    -w t log sigmoid(pred) - (1 - t) log(1 - sigmoid(pred)); t is the one-hot form of class
+    indices, or the target itself; w is `class_weight` or 1, on positives only.
+
+    Args:
+      pred: logits (..., C), or any shape with a target of the same shape.
+      target: class indices (...), C or more for background (t = 0), or values of pred's shape in
+        [0, 1]. What is negative or equals `ignore_index` costs 0: a row of indices, an entry of
+        values.
+      weight: (...) or pred's shape.
+      class_weight: (C,), the weight of positives of each class.
+      ignore_index: see target (None: -100).
+      avg_non_ignore: the mean is over the entries of pred that are not ignored (0 if all are).
+    Returns: values of pred's shape, before the weight and the reduction.
+    Raises: ValueError where shapes do not fit, TypeError for class indices that are floats.
+    """
+    dtype = compute_dtype(pred=pred, target=target)
+    pred = pred.astype(dtype)
+    ignored = (target < 0) | (target == (IGNORE_INDEX if ignore_index is None else ignore_index))
+    if target.ndim == pred.ndim:
+        check_same_shape(pred, target)
+        target = target.astype(dtype)
+    else:
+        check_labels("target", target, pred.shape[:-1])
+        target = jax.nn.one_hot(target, pred.shape[-1], dtype=dtype)
+        ignored = ignored[..., None]
+    weight = weight_without(ignored, weight, pred.shape)
+    pred = zero_where_unweighted(pred, weight)
+    target = zero_where_unweighted(target, weight)
+    if class_weight is None:
+        values = bce_with_logits(pred, target)
+    else:
+        w = _class_weight(class_weight, pred.shape[-1] if pred.ndim > 1 else 1, dtype)
+        w = w.reshape((1,) * (pred.ndim - 1) + w.shape)
+        values = w * target * softplus(-pred) + (1 - target) * softplus(pred)
+    if avg_non_ignore and reduction == "mean" and avg_factor is None:
+        avg_factor = jnp.broadcast_to(~ignored, pred.shape).sum()
+    return weight_reduce_loss(values, weight, reduction, avg_factor)
+
+
+@jitted
+def mask_cross_entropy(
+    pred, target, label, weight=None, *, class_weight=None, reduction="mean", avg_factor=None
+):
+    """Binary cross entropy of each object's mask of its own class.
+
+    BCE(pred[i, label[i]], target[i]) × class_weight[label[i]], every pixel a value.
+
+    Args:
+      pred: mask logits (N, C, ...), C = 1 for masks that know no class.
+      target: masks (N, ...) in [0, 1].
+      label: class indices (N,). A negative one costs 0, one of C or more makes the loss NaN.
+      weight: (N,) or (N, ...).
+      class_weight: (C,).
+    Returns: (N, ...), before the weight and the reduction.
+    Raises: ValueError where shapes do not fit, TypeError for labels that are floats.
+    He et al. 2017 (Mask R-CNN), https://arxiv.org/abs/1703.06870
+    """
+    dtype = compute_dtype(pred=pred, target=target)
+    pixels = pred.shape[:1] + pred.shape[2:]
+    if pred.ndim < 2 or target.shape != pixels:
+        raise ValueError(
+            f"pred (N, C, ...) and target (N, ...) do not fit, got {pred.shape} and {target.shape}"
+        )
+    check_labels("label", label, pred.shape[:1])
+    classes = pred.shape[1]
+    spread = (slice(None),) + (None,) * (pred.ndim - 2)
+    index = jnp.clip(label, 0, classes - 1)[:, None][(slice(None), slice(None), *spread[1:])]
+    own = jnp.take_along_axis(pred, index, axis=1).squeeze(1).astype(dtype)
+    weight = weight_without((label < 0)[spread], weight, pixels)
+    own = zero_where_unweighted(own, weight)
+    target = zero_where_unweighted(target.astype(dtype), weight)
+    values = bce_with_logits(own, target)
+    if class_weight is not None:
+        w = _class_weight(class_weight, classes, dtype)
+        values = values * (jax.nn.one_hot(label, classes, dtype=dtype) @ w)[spread]
+    values = jnp.where((label >= classes)[spread], jnp.nan, values)
+    return weight_reduce_loss(values, weight, reduction, avg_factor)
+
+
+def _class_weight(class_weight, classes, dtype):
+    if class_weight is None:
+        return None
+    if class_weight.shape != (classes,):
+        raise ValueError(f"class_weight must have shape ({classes},), got {class_weight.shape}")
+    return class_weight.astype(dtype)
+
+
+@LOSSES.register_module()
+@dataclass(frozen=True, kw_only=True)
+class CrossEntropyLoss(Loss):
+    """Flax shim of `cross_entropy`, `binary_cross_entropy` (`use_sigmoid`) and
+    `mask_cross_entropy` (`use_mask`).
+
+    A call may override `ignore_index`. With masks the third argument is their classes, as in the
+    reference; `label=` says so, and makes the third argument a weight.
+    """
+
+    use_sigmoid: bool = False
+    use_mask: bool = False
+    class_weight: tuple[float, ...] | None = None
+    ignore_index: int | None = None
+    avg_non_ignore: bool = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.use_sigmoid and self.use_mask:
+            self.refuse("use_sigmoid and use_mask exclude each other")
+        if self.use_mask and self.ignore_index is not None:
+            self.refuse("use_mask knows no ignore_index; give such masks weight 0")
+        if self.ignore_index is not None and self.reduction == "mean" and not self.avg_non_ignore:
+            warnings.warn(
+                f"{type(self).__name__}: ignored labels count in the mean; "
+                "avg_non_ignore=True leaves them out, as torch's own cross entropy does",
+                stacklevel=4,
+            )
+
+    def compute(self, pred, target, weight, *, ignore_index=None, label=None, **reduce):
+        class_weight = None if self.class_weight is None else np.asarray(self.class_weight)
+        if self.use_mask:
+            if ignore_index is not None:
+                self.refuse("use_mask knows no ignore_index; give such masks weight 0")
+            if label is None:
+                label, weight = weight, None
+            if label is None:
+                self.refuse("use_mask needs the masks' class indices: loss(pred, target, label)")
+            return mask_cross_entropy(
+                pred, target, label, weight, class_weight=class_weight, **reduce
+            )
+        if label is not None:
+            self.refuse("label= belongs to use_mask=True")
+        function = binary_cross_entropy if self.use_sigmoid else cross_entropy
+        return function(
+            pred,
+            target,
+            weight,
+            class_weight=class_weight,
+            ignore_index=self.ignore_index if ignore_index is None else ignore_index,
+            avg_non_ignore=self.avg_non_ignore,
+            **reduce,
+        )
+
+
+@LOSSES.register_module()
+@dataclass(frozen=True, kw_only=True)
+class CrossEntropyCustomLoss(CrossEntropyLoss):
+    """`CrossEntropyLoss` that also says how its classifier's outputs are read (V3Det).
+
+    Args:
+      num_classes: of the foreground; the softmax form has one more channel, for background.
+    """
+
+    num_classes: int
+
+    custom_cls_channels: ClassVar[bool] = True
+    custom_activation: ClassVar[bool] = True
+    custom_accuracy: ClassVar[bool] = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.refuse_unless_positive("num_classes")
+
+    def get_cls_channels(self, num_classes: int) -> int:
+        """The channels of a classifier of `num_classes` classes."""
+        if num_classes != self.num_classes:
+            self.refuse(f"built for {self.num_classes} classes, asked for {num_classes}")
+        return num_classes if self.use_sigmoid else num_classes + 1
+
+    def get_activation(self, cls_score: jax.Array) -> jax.Array:
+        """Scores (N, num_classes + 1) of classes and background, of outputs (N, channels).
+
+        Softmax; or sigmoids, and for background what they leave of 1.
+        """
+        fine = cls_score[:, : self.num_classes]
+        if not self.use_sigmoid:
+            return jax.nn.softmax(jnp.concatenate([fine, cls_score[:, -1:]], axis=1), axis=1)
+        scores = jax.nn.sigmoid(fine)
+        background = jnp.clip(1 - scores.sum(1, keepdims=True), 0, 1)
+        return jnp.concatenate([scores, background], axis=1)
+
+    def get_accuracy(self, cls_score: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
+        """`acc_classes`: the top-1 accuracy (1,) in percent over the foreground rows, 0 of none."""
+        fine = cls_score[:, : self.num_classes]
+        return {"acc_classes": masked_accuracy(fine, labels, labels < self.num_classes)}

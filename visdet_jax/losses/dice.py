@@ -1,0 +1,66 @@
+"""Dice: overlap of masks."""
+
+from dataclasses import dataclass
+
+import jax
+
+from visdet_jax.function import check_same_shape
+from visdet_jax.module import Loss
+from visdet_jax.numerics import divide
+from visdet_jax.reduction import weighted_loss
+from visdet_jax.registry import LOSSES
+
+
+@weighted_loss
+def dice_loss(pred, target, *, naive_dice=False, eps=1e-3):
+    """One minus the Dice coefficient of each mask.
+
+    1 - 2 Σ p t / (Σ p² + eps + Σ t² + eps), V-Net's form: nothing against nothing costs 1;
+    naive: 1 - (2 Σ p t + eps) / (Σ p + Σ t + eps): nothing against nothing costs 0.
+    Both hold for eps = 0.
+
+    Args:
+      pred: probabilities (N, ...), summed over all axes but the first.
+      target: masks of the same shape, in [0, 1].
+      naive_dice: sums instead of sums of squares.
+      eps: keeps the denominators above 0.
+    Returns: (N,), before the weight and the reduction.
+    Raises: ValueError where the shapes differ or have one axis only.
+    Milletari et al. 2016 (V-Net), https://arxiv.org/abs/1606.04797
+    """
+    check_same_shape(pred, target)
+    if pred.ndim < 2:
+        raise ValueError(f"pred must have shape (N, ...), got {pred.shape}")
+    axes = tuple(range(1, pred.ndim))
+    both = (pred * target).sum(axes)
+    if naive_dice:
+        total = pred.sum(axes) + target.sum(axes)
+        return divide(total - 2 * both, total + eps)
+    squares = (pred * pred).sum(axes) + eps + (target * target).sum(axes) + eps
+    return 1 - divide(2 * both, squares)
+
+
+@weighted_loss
+def dice_loss_with_logits(pred, target, *, naive_dice=False, eps=1e-3):
+    """`dice_loss` of sigmoid(pred): `pred` holds logits, the rest is as there."""
+    return dice_loss.formula(jax.nn.sigmoid(pred), target, naive_dice=naive_dice, eps=eps)
+
+
+@LOSSES.register_module()
+@dataclass(frozen=True, kw_only=True)
+class DiceLoss(Loss):
+    """Flax shim of `dice_loss_with_logits`, or of `dice_loss` where `activate` is False."""
+
+    use_sigmoid: bool = True
+    activate: bool = True
+    naive_dice: bool = False
+    eps: float = 1e-3
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.activate and not self.use_sigmoid:
+            self.refuse("use_sigmoid=False needs activate=False: no other activation is there")
+
+    def compute(self, pred, target, weight, **reduce):
+        loss = dice_loss_with_logits if self.activate else dice_loss
+        return loss(pred, target, weight, naive_dice=self.naive_dice, eps=self.eps, **reduce)

@@ -1,0 +1,105 @@
+"""Focal loss."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from visdet_jax.function import check_labels, check_same_shape, compute_dtype, jitted
+from visdet_jax.module import Loss
+from visdet_jax.numerics import bce_with_logits, bce_with_probs, power
+from visdet_jax.reduction import (
+    spread_weight,
+    weight_reduce_loss,
+    weight_without,
+    zero_where_unweighted,
+)
+from visdet_jax.registry import LOSSES
+
+
+@jitted
+def sigmoid_focal_loss(
+    pred,
+    target,
+    weight=None,
+    *,
+    gamma=2.0,
+    alpha=0.25,
+    activated=False,
+    reduction="mean",
+    avg_factor=None,
+):
+    """Cross entropy of each class on its own, less of it for what is classified well.
+
+    -alpha (1 - p)^gamma log p for the class of a row, -(1 - alpha) p^gamma log(1 - p) for the
+    others, p = sigmoid(pred). For a dense target t in [0, 1] both are mixed:
+    (alpha t + (1 - alpha)(1 - t)) ((1 - p) t + p (1 - t))^gamma BCE(p, t).
+
+    Gradients are finite for every gamma ≥ 0 (the reference's are NaN for gamma in (0, 1) at
+    logits of 17 and more).
+
+    Args:
+      pred: logits (..., C); probabilities where `activated`.
+      target: class indices (...), C for background, negative to ignore the row; or floats or
+        0 and 1 (..., C). An index above C makes the row's loss NaN: nothing it could mean.
+      weight: (...), (..., C), or flat (N·C,) for pred (N, C).
+      gamma: how much less; 0 is cross entropy weighed by alpha.
+      alpha: share of the positives, in [0, 1].
+    Returns: (..., C) before the reduction.
+    Raises: ValueError where shapes do not fit, TypeError for class indices that are floats.
+    Lin et al. 2017, https://arxiv.org/abs/1708.02002
+    """
+    dtype = compute_dtype(pred=pred, target=target)
+    pred = pred.astype(dtype)
+    if weight is not None and weight.ndim == 1 and weight.size == pred.size:
+        weight = weight.reshape(pred.shape)
+    unknown = None
+    if target.ndim == pred.ndim:
+        check_same_shape(pred, target)
+        dense = target.astype(dtype)
+    else:
+        check_labels("target", target, pred.shape[:-1])
+        classes = pred.shape[-1]
+        dense = jax.nn.one_hot(target, classes, dtype=dtype)
+        unknown = target > classes
+        weight = weight_without((target < 0)[..., None], weight, pred.shape)
+    if weight is not None:
+        weight = spread_weight(weight, pred.shape)
+        pred = zero_where_unweighted(pred, weight)
+        dense = zero_where_unweighted(dense, weight)
+    if activated:
+        p, not_p, bce = pred, 1 - pred, bce_with_probs(pred, dense)
+    else:
+        p, not_p, bce = jax.nn.sigmoid(pred), jax.nn.sigmoid(-pred), bce_with_logits(pred, dense)
+    miss = not_p * dense + p * (1 - dense)
+    values = (alpha * dense + (1 - alpha) * (1 - dense)) * power(miss, gamma) * bce
+    if unknown is not None:
+        values = jnp.where(unknown[..., None], jnp.nan, values)
+    return weight_reduce_loss(values, weight, reduction, avg_factor)
+
+
+@LOSSES.register_module()
+@dataclass(frozen=True, kw_only=True)
+class FocalLoss(Loss):
+    """Flax shim of `sigmoid_focal_loss`."""
+
+    use_sigmoid: bool = True
+    gamma: float = 2.0
+    alpha: float = 0.25
+    activated: bool = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.use_sigmoid:
+            self.refuse("use_sigmoid must be True: there is no softmax form")
+
+    def compute(self, pred, target, weight, **reduce):
+        return sigmoid_focal_loss(
+            pred,
+            target,
+            weight,
+            gamma=self.gamma,
+            alpha=self.alpha,
+            activated=self.activated,
+            **reduce,
+        )

@@ -1,0 +1,124 @@
+"""Losses of pairs of boxes by their overlap."""
+
+import functools
+import warnings
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+
+from visdet_jax.boxes import overlaps
+from visdet_jax.function import check_same_shape
+from visdet_jax.module import Loss
+from visdet_jax.numerics import clamp_min
+from visdet_jax.reduction import weighted_loss
+from visdet_jax.registry import LOSSES
+
+IOU_MODES = ("linear", "square", "log")
+
+
+def _weight_of_boxes(boxes, weight):
+    """A weight for each coordinate counts by its mean, as mmdet's box targets give it."""
+    if weight.shape == boxes.shape:
+        return weight.astype(boxes.dtype).mean(-1)
+    if weight.shape == boxes.shape[:-1]:
+        return weight
+    raise ValueError(
+        f"weight must have shape {boxes.shape[:-1]} or {boxes.shape}, got {weight.shape}"
+    )
+
+
+def _check_boxes(pred, target):
+    check_same_shape(pred, target)
+    if pred.ndim == 0 or pred.shape[-1] != 4:
+        raise ValueError(f"boxes must have shape (..., 4), got {pred.shape}")
+
+
+_box_loss = functools.partial(weighted_loss, weight_of_values=_weight_of_boxes)
+
+
+@_box_loss
+def iou_loss(pred, target, *, linear=False, mode="log", eps=1e-6):
+    """A decreasing function of the IoU of each pair of boxes.
+
+    1 - IoU (mode "linear"), 1 - IoU² ("square") or -log IoU ("log"), with IoU at least eps.
+
+    The IoU's union is at least 1e-6 whatever eps is. Boxes that do not overlap cost -log eps
+    (13.8 by default) in log mode, with gradient 0.
+
+    Args:
+      pred, target: boxes (..., 4) as x1, y1, x2, y2 in pixels. Weights: (...) or (..., 4), the
+        latter by its mean.
+      linear: deprecated spelling of mode="linear".
+      mode: "linear", "square" or "log".
+      eps: floor of the IoU.
+    Returns: (...), before the weight and the reduction.
+    Raises: ValueError for another mode, where the shapes differ or do not end in 4.
+    Yu et al. 2016, https://arxiv.org/abs/1608.01471
+    """
+    if linear:
+        _warn_linear()
+        mode = "linear"
+    if mode not in IOU_MODES:
+        raise ValueError(f"mode must be one of {', '.join(IOU_MODES)}; got {mode!r}")
+    _check_boxes(pred, target)
+    iou = clamp_min(overlaps(pred, target, "iou", 1e-6), eps)
+    if mode == "linear":
+        return 1 - iou
+    return 1 - iou * iou if mode == "square" else -jnp.log(iou)
+
+
+@_box_loss
+def giou_loss(pred, target, *, eps=1e-6):
+    """One minus the generalized IoU of each pair of boxes.
+
+    1 - (IoU - (|C| - |A ∪ B|) / |C|), C the smallest box around A and B.
+
+    Args:
+      pred, target: boxes (..., 4) as x1, y1, x2, y2 in pixels. Weights: (...) or (..., 4), the
+        latter by its mean.
+      eps: floor of the areas that are divided by, in pixels squared.
+    Returns: (...), from 0 (equal) to 2 (far apart), before the weight and the reduction.
+    Raises: ValueError where the shapes differ or do not end in 4.
+    Rezatofighi et al. 2019, https://arxiv.org/abs/1902.09630
+    """
+    _check_boxes(pred, target)
+    return 1 - overlaps(pred, target, "giou", eps)
+
+
+def _warn_linear():
+    warnings.warn(
+        'linear=True is deprecated, write mode="linear"', DeprecationWarning, stacklevel=3
+    )
+
+
+@LOSSES.register_module()
+@dataclass(frozen=True, kw_only=True)
+class IoULoss(Loss):
+    """Flax shim of `iou_loss`; `linear=True` becomes mode="linear"."""
+
+    linear: bool = False
+    eps: float = 1e-6
+    mode: str = "log"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.mode not in IOU_MODES:
+            self.refuse(f"mode must be one of {', '.join(IOU_MODES)}; got {self.mode!r}")
+        if self.linear:
+            _warn_linear()
+            object.__setattr__(self, "mode", "linear")
+            object.__setattr__(self, "linear", False)
+
+    def compute(self, pred, target, weight, **reduce):
+        return iou_loss(pred, target, weight, mode=self.mode, eps=self.eps, **reduce)
+
+
+@LOSSES.register_module()
+@dataclass(frozen=True, kw_only=True)
+class GIoULoss(Loss):
+    """Flax shim of `giou_loss`."""
+
+    eps: float = 1e-6
+
+    def compute(self, pred, target, weight, **reduce):
+        return giou_loss(pred, target, weight, eps=self.eps, **reduce)

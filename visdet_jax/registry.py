@@ -1,0 +1,172 @@
+"""From a config dict to a loss: `build_loss(dict(type="FocalLoss", gamma=2.0))`."""
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from visdet_jax.module import alternatives, describe, field_types
+
+# Prefixes by which configs of these libraries name their registries.
+SCOPES = ("mmdet", "visdet")
+
+
+class UnknownName(KeyError, ValueError):
+    """No class of that name: a KeyError for whoever looks it up, a ValueError for a config."""
+
+    __str__ = Exception.__str__  # KeyError's shows the repr of the message
+
+
+class Registry(Mapping[str, type]):
+    """Classes by name, registered by a decorator, built from config dicts.
+
+    Example:
+      >>> @LOSSES.register_module()
+      ... @dataclass(frozen=True, kw_only=True)
+      ... class MyLoss(Loss):
+      ...     beta: float = 1.0
+      ...     def compute(self, pred, target, weight, **reduce):
+      ...         return my_loss(pred, target, weight, beta=self.beta, **reduce)
+      >>> LOSSES.build(dict(type="MyLoss", beta=2.0))
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._classes: dict[str, type] = {}
+
+    def __getitem__(self, name: str) -> type:
+        scope, _, bare = name.rpartition(".")
+        if not scope or scope in SCOPES:
+            if bare in self._classes:
+                return self._classes[bare]
+        raise UnknownName(f"No {self.kind} is called {name!r}.{_did_you_mean(bare, self)}")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._classes)
+
+    def __len__(self) -> int:
+        return len(self._classes)
+
+    def __repr__(self) -> str:
+        return f"Registry of {len(self)} {self.kind} classes: {', '.join(sorted(self))}"
+
+    @property
+    def module_dict(self) -> Mapping[str, type]:
+        """The classes by name, read-only."""
+        return MappingProxyType(self._classes)
+
+    def register_module(
+        self, name: str | None = None, force: bool = False
+    ) -> Callable[[type], type]:
+        """A decorator that registers a frozen dataclass, by its own name unless one is given.
+
+        `force=True` replaces a class of that name, which is an error otherwise.
+        Raises: TypeError for a class that is not itself a frozen, keyword-only dataclass: its
+          fields would be lost without a word. ValueError for a name that is taken.
+        """
+        if not (name is None or isinstance(name, str)):
+            raise TypeError("write @register_module(), with parentheses")
+
+        def register(cls: type) -> type:
+            _check_frozen(cls)
+            key = name or cls.__name__
+            if key in self._classes and not force:
+                raise ValueError(
+                    f"A {self.kind} called {key!r} is registered already "
+                    f"({self._classes[key].__module__}); force=True replaces it."
+                )
+            self._classes[key] = cls
+            return cls
+
+        return register
+
+    def build(self, config: Any) -> Any:
+        """An instance of the class that `config["type"]` names, with the other keys as fields.
+
+        Args:
+          config: a dict or anything else with `keys()` and `[]` (ml_collections, mmengine,
+            OmegaConf); never changed. `type` is a name, with or without a known scope
+            ("mmdet.FocalLoss"), or a class. Sequences become tuples; numeric strings of numeric
+            fields become numbers (PyYAML reads `1e-6` as a string).
+        Raises: ValueError or TypeError for what is no config, an unknown name (also a KeyError),
+          an unknown or missing key, and values that the class refuses.
+        """
+        if not (hasattr(config, "keys") and hasattr(config, "__getitem__")):
+            raise TypeError(
+                f"A {self.kind} is built from a config such as dict(type=...), got {config!r}"
+            )
+        settings = {key: config[key] for key in config.keys()}  # noqa: SIM118 (no iteration asked)
+        if "type" not in settings:
+            raise ValueError(f"The config of a {self.kind} needs a key 'type', got {settings}")
+        kind = settings.pop("type")
+        cls = self[kind] if isinstance(kind, str) else kind
+        _check_frozen(cls)
+        types = field_types(cls)
+        for key in settings:
+            if key not in types:
+                raise ValueError(
+                    f"{cls.__name__} has no key {key!r}.{_did_you_mean(key, types)} "
+                    f"Its keys: {', '.join(types)}."
+                )
+        for field in dataclasses.fields(cls):
+            required = (field.default, field.default_factory) == (dataclasses.MISSING,) * 2
+            if required and field.name not in settings:
+                raise ValueError(f"{cls.__name__} needs a key {field.name!r} in its config")
+        return cls(
+            **{
+                key: _plain(f"{cls.__name__}: {key}", value, types[key])
+                for key, value in settings.items()
+            }
+        )
+
+
+LOSSES = Registry("loss")
+MODELS = LOSSES  # the name by which visdet's and mmdet's code knows it
+
+
+def build_loss(config: Any) -> Any:
+    """The loss of a config such as `dict(type="FocalLoss", gamma=2.0)`; see `Registry.build`."""
+    return LOSSES.build(config)
+
+
+def _check_frozen(cls: Any) -> None:
+    # In the class's own dict: a subclass that forgot the decorator would inherit it.
+    params = vars(cls).get("__dataclass_params__") if isinstance(cls, type) else None
+    if params is None or not params.frozen:
+        raise TypeError(
+            f"{getattr(cls, '__name__', cls)!r} must be a frozen dataclass: decorate it with "
+            "@dataclass(frozen=True, kw_only=True)"
+        )
+
+
+def _did_you_mean(name: str, names: Any) -> str:
+    close = difflib.get_close_matches(name, list(names), n=1)
+    if not close:  # "focal_loss" and "focalloss" are nearer to "FocalLoss" than their case shows
+        flat = {known.lower().replace("_", ""): known for known in names}
+        close = [flat[c] for c in difflib.get_close_matches(
+            name.lower().replace("_", ""), list(flat), n=1)]
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def _plain(where: str, value: Any, kind: Any) -> Any:
+    """A config's value as a field holds it: tuples for sequences, numbers for numeric strings."""
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        item = next((typing.get_args(k)[0] for k in alternatives(kind)
+                     if typing.get_origin(k) is tuple), object)
+        return tuple(_plain(where, v, item) for v in value)
+    options = alternatives(kind)
+    if isinstance(value, str) and str not in options:
+        for number in (int, float):
+            if number in options or (number is int and float in options):
+                try:
+                    return number(value)
+                except ValueError:
+                    continue
+        raise TypeError(f"{where} must be {describe(kind)}, got {value!r}")
+    return value
