@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
 
@@ -96,6 +97,9 @@ def _bce_with_logits_jvp(primals, tangents):
 bce_with_logits.defjvp(_bce_with_logits_jvp, symbolic_zeros=True)
 
 
+_TORCH_EPS = float(np.float32(1e-12))
+
+
 def _log_clamped(p: jax.Array) -> jax.Array:
     return clamp_min(jnp.log(p), -100)
 
@@ -104,7 +108,8 @@ def _log_clamped(p: jax.Array) -> jax.Array:
 def bce_with_probs(p: jax.Array, t: jax.Array) -> jax.Array:
     """-t log p - (1 - t) log(1 - p) with logs of at least -100, as torch's binary_cross_entropy.
 
-    Its gradient is torch's too: (p - t) / max(p (1 - p), 1e-12), finite at p = 0 and 1.
+    Its gradient is torch's too: (p - t) / max(p (1 - p), 1e-12), finite at p = 0 and 1, with a
+    float32 1e-12 in float64 as well.
     NaN where p is outside [0, 1].
     """
     return -(t * _log_clamped(p) + (1 - t) * _log_clamped(1 - p))
@@ -115,7 +120,7 @@ def _bce_with_probs_jvp(primals, tangents):
     out = bce_with_probs(p, t)
     tangent = jnp.zeros_like(out)
     if not isinstance(dp, SymbolicZero):
-        tangent += (p - t) / jnp.maximum(p * (1 - p), 1e-12) * dp
+        tangent += (p - t) / jnp.maximum(p * (1 - p), _TORCH_EPS) * dp
     if not isinstance(dt, SymbolicZero):
         tangent += (_log_clamped(1 - p) - _log_clamped(p)) * dt
     return out, tangent

@@ -49,7 +49,7 @@ def weight_reduce_loss(
     loss = loss.astype(compute_dtype(loss=loss))
     if weight is not None:
         weight = spread_weight(weight, loss.shape).astype(loss.dtype)
-        loss = jnp.where(weight == 0, 0, loss * weight)
+        loss = jnp.where(weight == 0, 0, loss) * weight
     if reduction == "none":
         return loss
     total = loss.sum()

@@ -91,11 +91,10 @@ def distribution_focal_loss(pred, target):
     target = jnp.where(ignored, 0, target)
     left = jnp.trunc(jax.lax.stop_gradient(target))
     right_share = target - left
-    bins = jnp.arange(top + 1, dtype=pred.dtype)
     # Shares by compares over the bins: three times faster backwards than two gathers.
-    share = jnp.where(bins == left[..., None], 1 - right_share[..., None], 0) + jnp.where(
-        bins == left[..., None] + 1, right_share[..., None], 0
-    )
+    bins = jax.lax.broadcasted_iota(pred.dtype, pred.shape, pred.ndim - 1)
+    left, right_share = left[..., None], right_share[..., None]
+    share = jnp.where(bins == left, 1 - right_share, jnp.where(bins == left + 1, right_share, 0))
     values = -(share * jax.nn.log_softmax(pred, axis=-1)).sum(-1)
     values = jnp.where(target > top, jnp.nan, values)
     return jnp.where(ignored, 0, values)

@@ -1,0 +1,161 @@
+"""What the contract test needs to know of each registered class: inputs it takes, and extremes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+ROWS = 8  # divisible by the devices of the mesh
+CLASSES = 5
+LOGITS = np.array([-1e4, -100, -17, -1e-3, 0, 17, 1e4], np.float32)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to call a registered class.
+
+    inputs: rng -> (pred, target) or (pred, target, keywords); the first axis is the rows.
+    extremes: the same, finite but as bad as it gets.
+    bad_target: a target of another shape, that must be refused.
+    """
+
+    inputs: Callable[[np.random.Generator], tuple]
+    extremes: Callable[[np.random.Generator], tuple]
+    bad_target: Any
+    config: dict[str, Any] = field(default_factory=dict)
+    is_metric: bool = False
+
+
+def floats(*shape):
+    return np.zeros(shape, np.float32)
+
+
+def logits(rng, *shape):
+    return rng.normal(0, 2, shape).astype(np.float32)
+
+
+def probabilities(rng, *shape):
+    return rng.uniform(0.05, 0.95, shape).astype(np.float32)
+
+
+def boxes(rng, n=ROWS):
+    corner, size = rng.uniform(0, 50, (n, 2)), rng.uniform(5, 40, (n, 2))
+    return np.concatenate([corner, corner + size], 1).astype(np.float32)
+
+
+def labels(rng, high=CLASSES):
+    return rng.integers(0, high, ROWS).astype(np.int32)
+
+
+def box_pair(rng):
+    pred = boxes(rng)
+    return pred, pred + rng.normal(0, 4, pred.shape).astype(np.float32)
+
+
+def box_extremes(rng):
+    """Equal, zero-area, inverted, touching, far apart, huge, tiny and nested boxes."""
+    pred = [[0, 0, 9, 9], [5, 5, 5, 5], [9, 9, 0, 0], [0, 0, 5, 5], [0, 0, 1, 1], [-1e4, -1e4, 1e4, 1e4],
+            [0, 0, 1e-6, 1e-6], [0, 0, 9, 9]]
+    target = [[0, 0, 9, 9], [5, 5, 5, 5], [0, 0, 9, 9], [5, 0, 10, 5], [1e4, 1e4, 1e4 + 1, 1e4 + 1], [0, 0, 1, 1],
+              [0, 0, 1e-6, 1e-6], [2, 2, 3, 3]]
+    return np.array(pred, np.float32), np.array(target, np.float32)
+
+
+def elementwise(rng):
+    return logits(rng, ROWS, 4), logits(rng, ROWS, 4)
+
+
+def elementwise_extremes(rng):
+    pred = rng.choice(np.array([0, 1e-30, 1e-5, 1, -1, 1e4, -1e4], np.float32), (ROWS, 4))
+    return pred, np.where(rng.random((ROWS, 4)) < 0.5, pred, -pred)
+
+
+def extreme_logits(rng, *shape):
+    return rng.choice(LOGITS, shape)
+
+
+def with_labels(make):
+    return lambda rng: (make(rng, ROWS, CLASSES), labels(rng))
+
+
+def with_quality(make):
+    return lambda rng: (make(rng, ROWS, CLASSES), (labels(rng, CLASSES + 1), probabilities(rng, ROWS)))
+
+
+def saturated(rng, *shape):
+    return rng.choice(np.array([0, 1e-30, 0.5, 1], np.float32), shape)
+
+
+def heatmaps(make):
+    def inputs(rng):
+        target = probabilities(rng, ROWS, CLASSES)
+        return make(rng, ROWS, CLASSES), np.where(target > 0.8, 1, target).astype(np.float32)
+
+    return inputs
+
+
+def with_masks(make):
+    return lambda rng: (make(rng, ROWS, 3, 4), (probabilities(rng, ROWS, 3, 4) > 0.5).astype(np.float32))
+
+
+def with_classed_masks(make):
+    def inputs(rng):
+        masks = (probabilities(rng, ROWS, 2, 3) > 0.5).astype(np.float32)
+        return make(rng, ROWS, CLASSES, 2, 3), masks, {"label": labels(rng)}
+
+    return inputs
+
+
+def with_distances(make):
+    return lambda rng: (make(rng, ROWS, 9), rng.uniform(0, 8, ROWS).astype(np.float32))
+
+
+CASES: dict[str, list[Row]] = {
+    "Accuracy": [
+        Row(with_labels(logits), with_labels(extreme_logits), floats(ROWS), is_metric=True)
+    ],
+    "BalancedL1Loss": [Row(elementwise, elementwise_extremes, floats(ROWS, 1), {"beta": 0.7})],
+    "CrossEntropyCustomLoss": [
+        Row(with_labels(logits), with_labels(extreme_logits), labels(np.random.default_rng(0))[:-1],
+            {"num_classes": CLASSES}),
+    ],
+    "CrossEntropyLoss": [
+        Row(with_labels(logits), with_labels(extreme_logits), floats(ROWS, 1)),
+        Row(with_labels(logits), with_labels(extreme_logits), floats(ROWS, 1),
+            {"use_sigmoid": True, "class_weight": (0.5, 1.0, 2.0, 0.25, 1.5)}),
+        Row(with_classed_masks(logits), with_classed_masks(extreme_logits), floats(ROWS, 2, 1),
+            {"use_mask": True}),
+    ],
+    "DiceLoss": [
+        Row(with_masks(logits), with_masks(extreme_logits), floats(ROWS, 3, 1)),
+        Row(with_masks(probabilities), lambda rng: (floats(ROWS, 3, 4), floats(ROWS, 3, 4)),
+            floats(ROWS, 12), {"activate": False, "naive_dice": True, "eps": 0.0}),
+    ],
+    "DistributionFocalLoss": [
+        Row(with_distances(logits), with_distances(extreme_logits), floats(ROWS, 1))
+    ],
+    "FocalLoss": [
+        Row(with_labels(logits), with_labels(extreme_logits), floats(ROWS, 1)),
+        Row(with_labels(logits), with_labels(extreme_logits), floats(ROWS, 1), {"gamma": 0.5}),
+        Row(with_labels(probabilities), with_labels(saturated), floats(ROWS, 1),
+            {"activated": True, "gamma": 0.5}),
+    ],
+    "GIoULoss": [Row(box_pair, box_extremes, floats(ROWS, 1))],
+    "GaussianFocalLoss": [
+        Row(heatmaps(probabilities), heatmaps(saturated), floats(ROWS, 1)),
+        Row(heatmaps(probabilities), heatmaps(saturated), floats(ROWS, 1), {"alpha": 0.5}),
+    ],
+    "IoULoss": [
+        Row(box_pair, box_extremes, floats(ROWS, 1)),
+        Row(box_pair, box_extremes, floats(ROWS, 1), {"mode": "square"}),
+    ],
+    "L1Loss": [Row(elementwise, elementwise_extremes, floats(ROWS, 1))],
+    "MSELoss": [Row(elementwise, elementwise_extremes, floats(ROWS, 1))],
+    "QualityFocalLoss": [
+        Row(with_quality(logits), with_quality(extreme_logits), floats(ROWS, 1)),
+        Row(with_quality(probabilities), with_quality(saturated), floats(ROWS, 1),
+            {"activated": True, "beta": 0.5}),
+    ],
+    "SmoothL1Loss": [Row(elementwise, elementwise_extremes, floats(ROWS, 1), {"beta": 0.5})],
+}

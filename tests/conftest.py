@@ -1,0 +1,45 @@
+"""Strict JAX for every test but the examples': no implicit dtype or rank promotion."""
+
+import contextlib
+
+import jax
+import pytest
+
+# Before the first computation: the sharding tests need more than one device.
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+
+GOLDEN_REPORT = pytest.StashKey[dict]()
+
+
+@pytest.fixture(autouse=True)
+def strict_jax(request):
+    """The library must hold where users have switched promotion off; examples use others' code."""
+    with contextlib.ExitStack() as stack:
+        if "example" not in request.keywords:
+            stack.enter_context(jax.numpy_dtype_promotion("strict"))
+            stack.enter_context(jax.numpy_rank_promotion("raise"))
+        yield
+
+
+@pytest.fixture
+def x64():
+    """float64 on for one test."""
+    before = jax.config.jax_enable_x64
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", before)
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "example: runs an example; JAX's promotion is as users have it")
+    config.stash[GOLDEN_REPORT] = {}
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """What the golden replay covered, printed whether or not anything failed."""
+    for precision, counts in sorted(config.stash[GOLDEN_REPORT].items()):
+        terminalreporter.write_line(
+            f"golden replay in {precision}: {counts['equal']} cases equal the reference, "
+            f"{counts['error']} raise as it does, {counts['ours']} differ on purpose, 0 skipped"
+        )

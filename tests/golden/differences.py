@@ -1,0 +1,166 @@
+"""The golden cases that are answered differently on purpose: the reason, and our answer.
+
+An answer is RAISES, or a function of the case's inputs and of `values`, which gives our loss
+without weight and reduction, of the same or other inputs: numbers that the other cases tie to the
+reference. What is done with them here is NumPy's.
+"""
+
+import numpy as np
+
+RAISES = "raises"
+EPS = 1.1920929e-07
+
+
+def zeros(inputs, values):
+    return np.zeros_like(values())
+
+
+def weighed_mean(inputs, values):
+    """Weights of any sign, one a row."""
+    weight = inputs["weight"]
+    values = values()
+    return (values * weight.reshape(weight.shape + (1,) * (values.ndim - weight.ndim))).mean()
+
+
+def weighed_rows(inputs, values):
+    return values() * inputs["weight"][:, None]
+
+
+def ignored_label(inputs, values):
+    """A negative label costs 0 and counts in the mean."""
+    kept = inputs["target"] >= 0
+    known = values({**inputs, "target": np.where(kept, inputs["target"], 0)})
+    return (known * kept.reshape(kept.shape + (1,) * (known.ndim - 1))).mean()
+
+
+def not_a_number(inputs, values):
+    return np.nan
+
+
+def top_bin(inputs, values):
+    """Row 0 has its target on the last bin; only the bin counts, no right neighbour."""
+    pred, target = inputs["pred"], inputs["target"]
+    log_p = pred[0] - np.log(np.exp(pred[0] - pred[0].max()).sum()) - pred[0].max()
+    rest = values({"pred": pred[1:], "target": target[1:]})
+    return (rest.sum() - log_p[-1]) / len(target)
+
+
+def ignored_distance(inputs, values):
+    """Row 0 has its target at -1 or below."""
+    rest = values({"pred": inputs["pred"][1:], "target": inputs["target"][1:]})
+    return rest.sum() / len(inputs["target"])
+
+
+def mask_values(inputs):
+    own = inputs["pred"][np.arange(len(inputs["label"])), inputs["label"]]
+    return np.logaddexp(0, own) - inputs["target"] * own
+
+
+def mask_mean(inputs, values):
+    return mask_values(inputs).mean() if inputs["pred"].size else 0.0
+
+
+def mask_sum(inputs, values):
+    return mask_values(inputs).sum()
+
+
+def mask_none(inputs, values):
+    return mask_values(inputs)
+
+
+def mask_over_avg_factor(inputs, values):
+    return mask_values(inputs).sum() / (inputs["avg_factor"] + EPS)
+
+
+def bce(p, t):
+    return -(t * np.log(p) + (1 - t) * np.log(1 - p))
+
+
+def focal_mean(p, t):
+    miss = (1 - p) * t + p * (1 - t)
+    return ((0.25 * t + 0.75 * (1 - t)) * miss**2 * bce(p, t)).mean()
+
+
+def focal_of_dense_target(inputs, values):
+    return focal_mean(1 / (1 + np.exp(-inputs["pred"])), inputs["target"])
+
+
+def quality_focal_of_dense_target(inputs, values):
+    p, t = 1 / (1 + np.exp(-inputs["pred"])), inputs["target"]
+    return (np.abs(t - p) ** 2 * bce(p, t)).sum(1).mean()
+
+
+def giou_of_its_eps(inputs, values):
+    return values({**inputs, "eps": 1e-6})
+
+
+def listed_topk(inputs, values):
+    """Percent of rows whose class is among the 1 and the 2 highest scores."""
+    order = np.argsort(-inputs["pred"], axis=1)
+    hit = order == inputs["target"][:, None]
+    return [np.array([100 * hit[:, :k].any(1).mean()]) for k in (1, 2)]
+
+
+DIFFERENCES = {}
+
+
+def differ(reason, answer, losses, *slugs):
+    for loss in losses.split():
+        for slug in slugs:
+            DIFFERENCES[loss, slug] = (reason, answer)
+
+
+CROSS_ENTROPIES = "CrossEntropyLoss CrossEntropyCustomLoss"
+L1S = "L1Loss SmoothL1Loss BalancedL1Loss"
+
+EARLY_RETURN = "no early return where no weight is positive: the values are weighed as always"
+differ(EARLY_RETURN, zeros, "L1Loss SmoothL1Loss", "wzero_full_none")
+differ(EARLY_RETURN, zeros, "L1Loss SmoothL1Loss GIoULoss", "wzero_override_none")
+differ(EARLY_RETURN, zeros, "GIoULoss", "wzero_N_none")
+differ(EARLY_RETURN, weighed_mean, "L1Loss SmoothL1Loss GIoULoss IoULoss", "w_all_negative")
+CHECKED = "arguments are checked whatever the weights are"
+differ(CHECKED, RAISES, "L1Loss SmoothL1Loss", "wzero_bad_override_noerr")
+differ(CHECKED, RAISES, "GIoULoss", "wzero_bad_override")
+differ(CHECKED, RAISES, "GIoULoss IoULoss", "wzero_sum_avg_noerr")
+differ("reduction none keeps the shape of empty values", zeros, L1S, "N0_none")
+PER_ROW = "a weight (N,) counts per row against values (N, k), N == k included"
+differ(PER_ROW, weighed_mean, f"{L1S} MSELoss", "w_N_shape_err", "w_N_zero")
+differ(PER_ROW, weighed_mean, "GaussianFocalLoss", "w_N_err")
+differ(PER_ROW, weighed_rows, f"{L1S} MSELoss", "w_N_N4_broadcast")
+NC = "a weight a value goes with class indices too"
+differ(NC, weighed_mean, CROSS_ENTROPIES, "bce_onehot_wNC_err")
+SHAPES = "pred and target of different shapes are an error, empty ones included"
+differ(SHAPES, RAISES, f"{L1S} IoULoss GIoULoss", "target_empty_pred_not")
+differ(SHAPES, RAISES, "IoULoss GIoULoss", "pred_empty_target_not")
+differ(SHAPES, RAISES, "MSELoss", "mismatch_bcast")
+NEGATIVE = "a negative label is ignored"
+differ(NEGATIVE, ignored_label, f"{CROSS_ENTROPIES} FocalLoss", "label_neg_err")
+differ(NEGATIVE, ignored_distance, "DistributionFocalLoss", "target_neg_err")
+NO_CLASS = "what names no class makes the loss NaN; jitted code cannot raise on values"
+differ(NO_CLASS, not_a_number, CROSS_ENTROPIES, "label_eq_C_err")
+differ(NO_CLASS, not_a_number, "FocalLoss", "label_gt_C_err", "activated_outside01_err")
+differ(NO_CLASS, not_a_number, "DistributionFocalLoss", "target_gt_n_err")
+differ("a target on the last bin is that bin", top_bin, "DistributionFocalLoss", "target_eq_n_err")
+VISDET = "works as in mmdet; visdet lacks it"
+differ(VISDET, focal_of_dense_target, "FocalLoss", "onehot_float_err")
+NO_PROBABILITY = "activated=True works as in mmdet, and these logits are no probabilities: NaN"
+differ(NO_PROBABILITY, not_a_number, "FocalLoss QualityFocalLoss", "activated_err")
+DENSE = ("tensor_target_err", "tensor_target_N2")
+differ(VISDET, quality_focal_of_dense_target, "QualityFocalLoss", *DENSE)
+IGNORED = "a weight that would be ignored is an error"
+differ(IGNORED, RAISES, "GaussianFocalLoss", "posinds_weight_ignored")
+differ("the function's eps is the class's, 1e-6", giou_of_its_eps, "giou_loss", "in_tiny")
+differ("a config's sequences become tuples", listed_topk, "Accuracy", "topk_list_err")
+SCALAR = "a mask's mean is a scalar, not of shape (1,)"
+MASKS = "default loss_weight N0_None N1 in_C1 in_extreme in_soft lw 4x1".split()
+differ(SCALAR, mask_mean, CROSS_ENTROPIES, *(f"mask_{slug}" for slug in MASKS))
+differ(SCALAR, mask_mean, "mask_cross_entropy", "default", "N0")
+differ("masks may be one pixel high", mask_mean, CROSS_ENTROPIES, "mask_1x4_squeeze_err")
+REDUCTIONS = "masks take every reduction and avg_factor"
+differ(REDUCTIONS, mask_sum, CROSS_ENTROPIES, "mask_red_sum_err")
+differ(REDUCTIONS, mask_sum, "mask_cross_entropy", "red_sum_err")
+differ(REDUCTIONS, mask_none, CROSS_ENTROPIES, "mask_ov_none_err")
+differ(REDUCTIONS, mask_over_avg_factor, CROSS_ENTROPIES, "mask_avg_err")
+BY_CLASS = "a mask's class_weight is by class, not along the width"
+differ(BY_CLASS, RAISES, CROSS_ENTROPIES, "mask_cw_len_W")
+differ(BY_CLASS, RAISES, "mask_cross_entropy", "cw_bcast")

@@ -1,0 +1,319 @@
+"""The laws that every registered loss obeys, each over the whole registry."""
+
+import dataclasses
+import functools
+import re
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen, nnx
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from cases import CASES, ROWS
+from visdet_jax import LOSSES, Loss, build_loss
+from visdet_jax.module import field_types
+
+WITH_METRICS = [
+    pytest.param(name, row, id=f"{name}-{i}")
+    for name, rows in CASES.items()
+    for i, row in enumerate(rows)
+]
+CASE_ROWS = [param for param in WITH_METRICS if not param.values[1].is_metric]
+
+every_class = pytest.mark.parametrize(("name", "row"), WITH_METRICS)
+every_loss = pytest.mark.parametrize(("name", "row"), CASE_ROWS)
+
+
+class Call:
+    """A loss and its inputs, with what the laws do to them."""
+
+    def __init__(self, name, row, make="inputs", **config):
+        self.loss = build_loss({"type": name, **row.config, **config})
+        pred, target, *keywords = getattr(row, make)(np.random.default_rng(0))
+        self.pred, self.target = jax.tree.map(jnp.asarray, (pred, target))
+        self.keywords = jax.tree.map(jnp.asarray, keywords[0] if keywords else {})
+
+    def __call__(self, pred, weight=None, **options):
+        return self.loss(pred, self.target, weight, **self.keywords, **options)
+
+    def rows(self, index):
+        """The same call on some of its rows."""
+        part = object.__new__(Call)
+        part.loss = self.loss
+        part.pred, part.target, part.keywords = jax.tree.map(
+            lambda x: x[index], (self.pred, self.target, self.keywords)
+        )
+        return part
+
+    def value_and_gradient(self, weight=None, **options):
+        """Jitted; the gradient of the sum of whatever the loss returns."""
+
+        @jax.jit
+        def run(pred, target, keywords, weight):
+            def total(pred):
+                value = self.loss(pred, target, weight, **keywords, **options)
+                return value.sum(), value
+
+            (_, value), gradient = jax.value_and_grad(total, has_aux=True)(pred)
+            return value, gradient
+
+        return run(self.pred, self.target, self.keywords, weight)
+
+
+def test_every_registered_class_has_a_case():
+    assert sorted(CASES) == sorted(LOSSES)
+    assert {name for name, rows in CASES.items() if rows[0].is_metric} == {
+        name for name, cls in LOSSES.items() if not issubclass(cls, Loss)
+    }
+
+
+@every_class
+def test_jit_equals_eager_and_vmap_the_loop(name, row):
+    call = Call(name, row)
+
+    def run(pred, target, keywords):
+        return call.loss(pred, target, **keywords)
+
+    arguments = (call.pred, call.target, call.keywords)
+    with jax.disable_jit():
+        eager = run(*arguments)
+    chex.assert_trees_all_close(jax.jit(run)(*arguments), eager, rtol=2e-5, atol=1e-6)
+    halves = jax.tree.map(lambda x: x.reshape(2, ROWS // 2, *x.shape[1:]), arguments)
+    loop = [run(*jax.tree.map(lambda x, i=i: x[i], halves)) for i in range(2)]
+    looped = jax.tree.map(lambda *parts: jnp.stack(parts), *loop)
+    chex.assert_trees_all_close(jax.vmap(run)(*halves), looped, rtol=2e-5, atol=1e-6)
+
+
+@every_loss
+def test_numbers_are_traceable(name, row):
+    call = Call(name, row)
+    numbers = [key for key, kind in field_types(type(call.loss)).items() if kind is float]
+    assert "loss_weight" in numbers
+    settings = {key: getattr(call.loss, key) for key in numbers}
+    sweep = {key: jnp.array([value, value + 0.25]) for key, value in settings.items()}
+
+    def run(settings):
+        return dataclasses.replace(call.loss, **settings)(call.pred, call.target, **call.keywords)
+
+    swept = jax.vmap(run)(sweep)
+    for i in range(2):
+        alone = run({key: float(values[i]) for key, values in sweep.items()})
+        np.testing.assert_allclose(swept[i], alone, rtol=2e-5, atol=1e-6)
+
+
+@every_loss
+def test_finite_for_every_finite_input(name, row):
+    call = Call(name, row, "extremes", reduction="none")
+    value, gradient = call.value_and_gradient()
+    assert np.isfinite(value).all()
+    assert np.isfinite(gradient).all()
+
+
+@every_loss
+def test_forward_mode_and_second_derivatives(name, row):
+    call = Call(name, row)
+    direction = jnp.asarray(np.random.default_rng(1).normal(size=call.pred.shape), jnp.float32)
+
+    @jax.jit
+    def run(pred, direction):
+        return jax.jvp(call, (pred,), (direction,)), jax.jvp(jax.grad(call), (pred,), (direction,))
+
+    (_, slope), (gradient, curvature) = run(call.pred, direction)
+    np.testing.assert_allclose(slope, (gradient * direction).sum(), rtol=1e-4, atol=1e-5)
+    assert np.isfinite(curvature).all()
+
+
+@every_loss
+def test_a_row_of_weight_0_is_not_read(name, row):
+    call = Call(name, row)
+    poison = jnp.array([0, 3])
+
+    def spoil(x):
+        bad = jnp.nan if jnp.issubdtype(x.dtype, jnp.floating) else 10**6
+        return x.at[poison].set(bad)
+
+    weight = jnp.ones(ROWS).at[poison].set(0)
+    clean, gradient = call.value_and_gradient(weight, avg_factor=3.0)
+    spoilt = object.__new__(Call)
+    spoilt.loss = call.loss
+    spoilt.pred, spoilt.target, spoilt.keywords = jax.tree.map(
+        spoil, (call.pred, call.target, call.keywords)
+    )
+    value, spoilt_gradient = spoilt.value_and_gradient(weight, avg_factor=3.0)
+    np.testing.assert_array_equal(value, clean)
+    np.testing.assert_array_equal(spoilt_gradient, gradient)
+    assert not np.any(spoilt_gradient[poison])
+    kept, _ = call.rows(jnp.array([1, 2, 4, 5, 6, 7])).value_and_gradient(avg_factor=3.0)
+    np.testing.assert_allclose(value, kept, rtol=1e-5)
+    weight_gradient = jax.grad(lambda w: spoilt(spoilt.pred, w))(weight)
+    assert np.isfinite(weight_gradient).all()
+
+
+@every_loss
+def test_the_mean_of_nothing_is_0(name, row):
+    call = Call(name, row)
+    nothing = call.rows(slice(0, 0))
+    for reduction in ("mean", "sum"):
+        value, gradient = nothing.value_and_gradient(reduction_override=reduction)
+        assert value.shape == ()
+        assert value == 0
+        assert gradient.shape == nothing.pred.shape
+    empty, _ = nothing.value_and_gradient(reduction_override="none")
+    full, _ = call.value_and_gradient(reduction_override="none")
+    assert empty.shape == (0, *full.shape[1:])
+    value, gradient = call.value_and_gradient(jnp.zeros(ROWS))
+    assert value == 0
+    assert not np.any(gradient)
+
+
+@every_loss
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_floats_are_computed_in_float32(name, row, dtype):
+    call = Call(name, row)
+    half = object.__new__(Call)
+    half.loss = call.loss
+
+    def cast(x, dtype):
+        return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    inputs = (call.pred, call.target, call.keywords)
+    half.pred, half.target, half.keywords = jax.tree.map(lambda x: cast(x, dtype), inputs)
+    value, gradient = half.value_and_gradient()
+    assert value.dtype == jnp.float32
+    assert gradient.dtype == dtype
+    exact = jax.tree.map(
+        lambda x: cast(x, jnp.float32), (half.pred, half.target, half.keywords)
+    )
+    call.pred, call.target, call.keywords = exact
+    expected, expected_gradient = call.value_and_gradient()
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    np.testing.assert_array_equal(gradient, expected_gradient.astype(dtype))
+
+
+@every_loss
+def test_float64_stays_float64(name, row, x64):
+    call = Call(name, row)
+    call.pred = call.pred.astype(jnp.float64)
+    value, gradient = call.value_and_gradient(avg_factor=3)
+    assert value.dtype == gradient.dtype == jnp.float64
+
+
+@every_loss
+def test_weight_reduction_and_avg_factor(name, row):
+    call = Call(name, row)
+    plain = call(call.pred)
+    values = call(call.pred, reduction_override="none") / call.loss.loss_weight
+    total = call(call.pred, reduction_override="sum")
+    assert plain.shape == total.shape == ()
+    np.testing.assert_allclose(total, values.sum(), rtol=1e-5)
+    np.testing.assert_allclose(plain * values.size, total, rtol=1e-5)
+    np.testing.assert_allclose(call(call.pred, jnp.ones(ROWS)), plain, rtol=1e-6)
+    np.testing.assert_allclose(call(call.pred, jnp.ones(values.shape)), plain, rtol=1e-6)
+    for number in (4, 4.0, jnp.float32(4), np.int32(4)):
+        np.testing.assert_allclose(call(call.pred, avg_factor=number), total / 4, rtol=1e-5)
+    weight = np.linspace(-1, 2, ROWS, dtype=np.float32)
+    by_row = values * weight.reshape((ROWS,) + (1,) * (values.ndim - 1))
+    weighed = call(call.pred, weight, reduction_override="none")
+    np.testing.assert_allclose(weighed, by_row, rtol=1e-6)
+    doubled = build_loss(
+        {"type": name, **row.config, "loss_weight": 2 * call.loss.loss_weight}
+    )
+    np.testing.assert_allclose(
+        doubled(call.pred, call.target, **call.keywords), 2 * plain, rtol=1e-6
+    )
+    np.testing.assert_array_equal(
+        call(call.pred, reduction_override="none", avg_factor=7.0), values
+    )
+    with pytest.raises(ValueError, match='avg_factor can not be used with reduction="sum"'):
+        call(call.pred, reduction_override="sum", avg_factor=2.0)
+
+
+@every_loss
+def test_explicitly_sharded_rows(name, row):
+    call = Call(name, row)
+    expected = call.value_and_gradient(jnp.ones(ROWS), avg_factor=3.0)
+    mesh = jax.make_mesh((8,), ("rows",))
+    sharding = NamedSharding(mesh, P("rows"))
+    with jax.set_mesh(mesh):
+        call.pred, call.target, call.keywords = jax.device_put(
+            (call.pred, call.target, call.keywords), sharding
+        )
+        weight = jax.device_put(jnp.ones(ROWS), sharding)
+        actual = call.value_and_gradient(weight, avg_factor=3.0)
+    chex.assert_trees_all_close(jax.device_get(actual), expected, rtol=1e-5, atol=1e-6)
+
+
+@every_class
+def test_bad_input_is_an_error_that_names_the_loss(name, row):
+    call = Call(name, row)
+    pred, target, keywords = call.pred, call.target, call.keywords
+    plain = re.compile(r"_with_logits|sigmoid_|binary_|mask_|_|Custom")
+    key = plain.sub("", name).removesuffix("Loss").lower()
+
+    def refused(error, *arguments, **options):
+        with pytest.raises(error) as caught:
+            call.loss(*arguments, **{**keywords, **options})
+        assert key in plain.sub("", str(caught.value)).lower()
+
+    refused((ValueError, TypeError), pred, jnp.asarray(row.bad_target))
+    refused((ValueError, TypeError), pred, target, nonsense=1)
+    if row.is_metric:
+        return
+    refused(TypeError, pred.astype(jnp.int32), target)
+    refused(TypeError, [1.0, 2.0], target)
+    refused(TypeError, pred, "target")
+    refused(ValueError, pred, target, reduction_override="average")
+    refused((ValueError, TypeError), pred, target, jnp.ones(ROWS - 1))
+    refused(ValueError, pred, target, avg_factor=jnp.ones(1))
+
+
+@every_class
+def test_a_shim_is_its_fields(name, row):
+    loss = Call(name, row).loss
+    fields = {f.name: getattr(loss, f.name) for f in dataclasses.fields(loss)}
+    again = build_loss({"type": name, **fields})
+    assert again == loss
+    assert hash(again) == hash(loss)
+    assert jax.tree.leaves(loss) == []
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        loss.reduction = "sum"
+
+
+@every_class
+def test_equal_losses_share_one_trace_and_live_in_modules(name, row):
+    call = Call(name, row)
+    arguments = (call.pred, call.target)
+    expected = call.loss(*arguments, **call.keywords)
+    traces = []
+
+    def run(loss, pred, target, keywords):
+        traces.append(loss)
+        return loss(pred, target, **keywords)
+
+    for jitted in (jax.jit(run), jax.jit(run, static_argnums=0)):
+        traces.clear()
+        for _ in range(3):
+            loss = build_loss({"type": name, **row.config})
+            chex.assert_trees_all_close(
+                jitted(loss, *arguments, call.keywords), expected, rtol=2e-5, atol=1e-6
+            )
+        assert len(traces) == 1
+
+    class Linen(linen.Module):
+        loss: nnx.Module
+
+        def __call__(self, *arguments):
+            return self.loss(*arguments, **call.keywords)
+
+    class Nnx(nnx.Module):
+        def __init__(self):
+            self.loss = call.loss
+
+    close = functools.partial(chex.assert_trees_all_close, rtol=2e-5, atol=1e-6)
+    close(Linen(call.loss).apply({}, *arguments), expected)
+    run_nnx = nnx.jit(lambda module: module.loss(*arguments, **call.keywords))
+    close(run_nnx(Nnx()), expected)
