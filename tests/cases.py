@@ -55,10 +55,26 @@ def box_pair(rng):
 
 def box_extremes(rng):
     """Equal, zero-area, inverted, touching, far apart, huge, tiny and nested boxes."""
-    pred = [[0, 0, 9, 9], [5, 5, 5, 5], [9, 9, 0, 0], [0, 0, 5, 5], [0, 0, 1, 1], [-1e4, -1e4, 1e4, 1e4],
-            [0, 0, 1e-6, 1e-6], [0, 0, 9, 9]]
-    target = [[0, 0, 9, 9], [5, 5, 5, 5], [0, 0, 9, 9], [5, 0, 10, 5], [1e4, 1e4, 1e4 + 1, 1e4 + 1], [0, 0, 1, 1],
-              [0, 0, 1e-6, 1e-6], [2, 2, 3, 3]]
+    pred = [
+        [0, 0, 9, 9],
+        [5, 5, 5, 5],
+        [9, 9, 0, 0],
+        [0, 0, 5, 5],
+        [0, 0, 1, 1],
+        [-1e4, -1e4, 1e4, 1e4],
+        [0, 0, 1e-6, 1e-6],
+        [0, 0, 9, 9],
+    ]
+    target = [
+        [0, 0, 9, 9],
+        [5, 5, 5, 5],
+        [0, 0, 9, 9],
+        [5, 0, 10, 5],
+        [1e4, 1e4, 1e4 + 1, 1e4 + 1],
+        [0, 0, 1, 1],
+        [0, 0, 1e-6, 1e-6],
+        [2, 2, 3, 3],
+    ]
     return np.array(pred, np.float32), np.array(target, np.float32)
 
 
@@ -80,7 +96,10 @@ def with_labels(make):
 
 
 def with_quality(make):
-    return lambda rng: (make(rng, ROWS, CLASSES), (labels(rng, CLASSES + 1), probabilities(rng, ROWS)))
+    return lambda rng: (
+        make(rng, ROWS, CLASSES),
+        (labels(rng, CLASSES + 1), probabilities(rng, ROWS)),
+    )
 
 
 def saturated(rng, *shape):
@@ -96,7 +115,10 @@ def heatmaps(make):
 
 
 def with_masks(make):
-    return lambda rng: (make(rng, ROWS, 3, 4), (probabilities(rng, ROWS, 3, 4) > 0.5).astype(np.float32))
+    return lambda rng: (
+        make(rng, ROWS, 3, 4),
+        (probabilities(rng, ROWS, 3, 4) > 0.5).astype(np.float32),
+    )
 
 
 def with_classed_masks(make):
@@ -117,20 +139,36 @@ CASES: dict[str, list[Row]] = {
     ],
     "BalancedL1Loss": [Row(elementwise, elementwise_extremes, floats(ROWS, 1), {"beta": 0.7})],
     "CrossEntropyCustomLoss": [
-        Row(with_labels(logits), with_labels(extreme_logits), labels(np.random.default_rng(0))[:-1],
-            {"num_classes": CLASSES}),
+        Row(
+            with_labels(logits),
+            with_labels(extreme_logits),
+            labels(np.random.default_rng(0))[:-1],
+            {"num_classes": CLASSES},
+        ),
     ],
     "CrossEntropyLoss": [
         Row(with_labels(logits), with_labels(extreme_logits), floats(ROWS, 1)),
-        Row(with_labels(logits), with_labels(extreme_logits), floats(ROWS, 1),
-            {"use_sigmoid": True, "class_weight": (0.5, 1.0, 2.0, 0.25, 1.5)}),
-        Row(with_classed_masks(logits), with_classed_masks(extreme_logits), floats(ROWS, 2, 1),
-            {"use_mask": True}),
+        Row(
+            with_labels(logits),
+            with_labels(extreme_logits),
+            floats(ROWS, 1),
+            {"use_sigmoid": True, "class_weight": (0.5, 1.0, 2.0, 0.25, 1.5)},
+        ),
+        Row(
+            with_classed_masks(logits),
+            with_classed_masks(extreme_logits),
+            floats(ROWS, 2, 1),
+            {"use_mask": True},
+        ),
     ],
     "DiceLoss": [
         Row(with_masks(logits), with_masks(extreme_logits), floats(ROWS, 3, 1)),
-        Row(with_masks(probabilities), lambda rng: (floats(ROWS, 3, 4), floats(ROWS, 3, 4)),
-            floats(ROWS, 12), {"activate": False, "naive_dice": True, "eps": 0.0}),
+        Row(
+            with_masks(probabilities),
+            lambda rng: (floats(ROWS, 3, 4), floats(ROWS, 3, 4)),
+            floats(ROWS, 12),
+            {"activate": False, "naive_dice": True, "eps": 0.0},
+        ),
     ],
     "DistributionFocalLoss": [
         Row(with_distances(logits), with_distances(extreme_logits), floats(ROWS, 1))
@@ -138,8 +176,12 @@ CASES: dict[str, list[Row]] = {
     "FocalLoss": [
         Row(with_labels(logits), with_labels(extreme_logits), floats(ROWS, 1)),
         Row(with_labels(logits), with_labels(extreme_logits), floats(ROWS, 1), {"gamma": 0.5}),
-        Row(with_labels(probabilities), with_labels(saturated), floats(ROWS, 1),
-            {"activated": True, "gamma": 0.5}),
+        Row(
+            with_labels(probabilities),
+            with_labels(saturated),
+            floats(ROWS, 1),
+            {"activated": True, "gamma": 0.5},
+        ),
     ],
     "GIoULoss": [Row(box_pair, box_extremes, floats(ROWS, 1))],
     "GaussianFocalLoss": [
@@ -154,8 +196,12 @@ CASES: dict[str, list[Row]] = {
     "MSELoss": [Row(elementwise, elementwise_extremes, floats(ROWS, 1))],
     "QualityFocalLoss": [
         Row(with_quality(logits), with_quality(extreme_logits), floats(ROWS, 1)),
-        Row(with_quality(probabilities), with_quality(saturated), floats(ROWS, 1),
-            {"activated": True, "beta": 0.5}),
+        Row(
+            with_quality(probabilities),
+            with_quality(saturated),
+            floats(ROWS, 1),
+            {"activated": True, "beta": 0.5},
+        ),
     ],
     "SmoothL1Loss": [Row(elementwise, elementwise_extremes, floats(ROWS, 1), {"beta": 0.5})],
 }

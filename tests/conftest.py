@@ -32,7 +32,9 @@ def x64():
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "example: runs an example; JAX's promotion is as users have it")
+    config.addinivalue_line(
+        "markers", "example: runs an example; JAX's promotion is as users have it"
+    )
     config.stash[GOLDEN_REPORT] = {}
 
 

@@ -185,9 +185,7 @@ def test_half_floats_are_computed_in_float32(name, row, dtype):
     value, gradient = half.value_and_gradient()
     assert value.dtype == jnp.float32
     assert gradient.dtype == dtype
-    exact = jax.tree.map(
-        lambda x: cast(x, jnp.float32), (half.pred, half.target, half.keywords)
-    )
+    exact = jax.tree.map(lambda x: cast(x, jnp.float32), (half.pred, half.target, half.keywords))
     call.pred, call.target, call.keywords = exact
     expected, expected_gradient = call.value_and_gradient()
     np.testing.assert_allclose(value, expected, rtol=1e-6)
@@ -219,9 +217,7 @@ def test_weight_reduction_and_avg_factor(name, row):
     by_row = values * weight.reshape((ROWS,) + (1,) * (values.ndim - 1))
     weighed = call(call.pred, weight, reduction_override="none")
     np.testing.assert_allclose(weighed, by_row, rtol=1e-6)
-    doubled = build_loss(
-        {"type": name, **row.config, "loss_weight": 2 * call.loss.loss_weight}
-    )
+    doubled = build_loss({"type": name, **row.config, "loss_weight": 2 * call.loss.loss_weight})
     np.testing.assert_allclose(
         doubled(call.pred, call.target, **call.keywords), 2 * plain, rtol=1e-6
     )

@@ -40,9 +40,7 @@ def pair_geometry(boxes1: jax.Array, boxes2: jax.Array) -> PairGeometry:
     )
 
 
-def overlaps(
-    boxes1: jax.Array, boxes2: jax.Array, mode: str, eps: jax.Array | float
-) -> jax.Array:
+def overlaps(boxes1: jax.Array, boxes2: jax.Array, mode: str, eps: jax.Array | float) -> jax.Array:
     """IoU, IoF or GIoU of boxes (..., 4) that broadcast; see `bbox_overlaps`."""
     area1, area2, overlap, hull = pair_geometry(boxes1, boxes2)
     union = jnp.maximum(area1 if mode == "iof" else area1 + area2 - overlap, eps)

@@ -155,7 +155,11 @@ def field_types(cls: type) -> dict[str, Any]:
 
 def alternatives(kind: Any) -> tuple[Any, ...]:
     """The members of a union such as `int | None`; any other type alone."""
-    return typing.get_args(kind) if typing.get_origin(kind) in (types.UnionType, typing.Union) else (kind,)
+    return (
+        typing.get_args(kind)
+        if typing.get_origin(kind) in (types.UnionType, typing.Union)
+        else (kind,)
+    )
 
 
 def describe(kind: Any) -> str:

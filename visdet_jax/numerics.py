@@ -43,7 +43,6 @@ def power(base: jax.Array, exponent: jax.Array | float) -> jax.Array:
     return jnp.power(base, exponent)
 
 
-
 def _power_jvp(primals, tangents):
     (base, exponent), (d_base, d_exponent) = primals, tangents
     out = power(base, exponent)

@@ -57,9 +57,10 @@ def weight_reduce_loss(
         return total
     if avg_factor is None:
         return total / max(loss.size, 1)
-    if np.ndim(avg_factor) != 0:
-        raise ValueError(f"avg_factor must be a number, got an array of shape {avg_factor.shape}")
-    return total / (jnp.asarray(avg_factor).astype(loss.dtype) + AVG_FACTOR_EPS)
+    divisor = jnp.asarray(avg_factor)
+    if divisor.ndim != 0:
+        raise ValueError(f"avg_factor must be a number, got an array of shape {divisor.shape}")
+    return total / (divisor.astype(loss.dtype) + AVG_FACTOR_EPS)
 
 
 def spread_weight(weight: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -130,14 +131,12 @@ def weighted_loss(
         values = formula(pred, target, **options)
         return weight_reduce_loss(values, weight, reduction, avg_factor)
 
-    functools.update_wrapper(loss, formula)
-    del loss.__wrapped__  # else inspect.signature would show the formula's
     common = list(inspect.signature(loss).parameters.values())[:-1]
     own = [p for p in inspect.signature(formula).parameters.values() if p.kind == p.KEYWORD_ONLY]
-    loss.__signature__ = inspect.Signature(common[:3] + own + common[3:])  # type: ignore[attr-defined]
-    public = jitted(loss)
-    public.formula = formula  # type: ignore[attr-defined]
-    return public
+    functools.update_wrapper(loss, formula)
+    signature = inspect.Signature(common[:3] + own + common[3:])
+    loss.__signature__ = signature  # type: ignore[attr-defined]
+    return jitted(loss)
 
 
 def _as_float(value: Any, dtype: Any) -> Any:

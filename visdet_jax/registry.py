@@ -40,9 +40,8 @@ class Registry(Mapping[str, type]):
 
     def __getitem__(self, name: str) -> type:
         scope, _, bare = name.rpartition(".")
-        if not scope or scope in SCOPES:
-            if bare in self._classes:
-                return self._classes[bare]
+        if (not scope or scope in SCOPES) and bare in self._classes:
+            return self._classes[bare]
         raise UnknownName(f"No {self.kind} is called {name!r}.{_did_you_mean(bare, self)}")
 
     def __iter__(self) -> Iterator[str]:
@@ -147,8 +146,10 @@ def _did_you_mean(name: str, names: Any) -> str:
     close = difflib.get_close_matches(name, list(names), n=1)
     if not close:  # "focal_loss" and "focalloss" are nearer to "FocalLoss" than their case shows
         flat = {known.lower().replace("_", ""): known for known in names}
-        close = [flat[c] for c in difflib.get_close_matches(
-            name.lower().replace("_", ""), list(flat), n=1)]
+        close = [
+            flat[c]
+            for c in difflib.get_close_matches(name.lower().replace("_", ""), list(flat), n=1)
+        ]
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
@@ -157,8 +158,10 @@ def _plain(where: str, value: Any, kind: Any) -> Any:
     if isinstance(value, np.ndarray):
         value = value.tolist()
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        item = next((typing.get_args(k)[0] for k in alternatives(kind)
-                     if typing.get_origin(k) is tuple), object)
+        item = next(
+            (typing.get_args(k)[0] for k in alternatives(kind) if typing.get_origin(k) is tuple),
+            object,
+        )
         return tuple(_plain(where, v, item) for v in value)
     options = alternatives(kind)
     if isinstance(value, str) and str not in options:

@@ -152,7 +152,7 @@ differ(IGNORED, RAISES, "GaussianFocalLoss", "posinds_weight_ignored")
 differ("the function's eps is the class's, 1e-6", giou_of_its_eps, "giou_loss", "in_tiny")
 differ("a config's sequences become tuples", listed_topk, "Accuracy", "topk_list_err")
 SCALAR = "a mask's mean is a scalar, not of shape (1,)"
-MASKS = "default loss_weight N0_None N1 in_C1 in_extreme in_soft lw 4x1".split()
+MASKS = ("default", "loss_weight", "N0_None", "N1", "in_C1", "in_extreme", "in_soft", "lw", "4x1")
 differ(SCALAR, mask_mean, CROSS_ENTROPIES, *(f"mask_{slug}" for slug in MASKS))
 differ(SCALAR, mask_mean, "mask_cross_entropy", "default", "N0")
 differ("masks may be one pixel high", mask_mean, CROSS_ENTROPIES, "mask_1x4_squeeze_err")

@@ -39,9 +39,7 @@ def balanced_l1_loss(pred, target, *, alpha=0.5, gamma=1.5, beta=1.0):
     v = b * jnp.minimum(diff, beta) / beta
     # (beta v + 1) log(1 + v) - beta v, as the part for beta = 1 and the rest.
     inner = log1p_excess(v) + (beta - 1) * v * (jnp.log1p(v) - 1)
-    return jnp.where(
-        diff < beta, alpha / b * inner, gamma * diff + gamma / b - alpha * beta
-    )
+    return jnp.where(diff < beta, alpha / b * inner, gamma * diff + gamma / b - alpha * beta)
 
 
 @LOSSES.register_module()

@@ -74,7 +74,9 @@ def cross_entropy(
             target = jnp.where(jnp.expand_dims(weight == 0, 1), 0, target)
     else:
         check_labels("target", target, rows)
-        ignored = (target < 0) | (target == (IGNORE_INDEX if ignore_index is None else ignore_index))
+        ignored = (target < 0) | (
+            target == (IGNORE_INDEX if ignore_index is None else ignore_index)
+        )
         count = (~ignored).sum()
         weight = weight_without(ignored, weight, rows)
     if weight is not None:
@@ -176,17 +178,17 @@ def mask_cross_entropy(
         )
     check_labels("label", label, pred.shape[:1])
     classes = pred.shape[1]
-    spread = (slice(None),) + (None,) * (pred.ndim - 2)
-    index = jnp.clip(label, 0, classes - 1)[:, None][(slice(None), slice(None), *spread[1:])]
+    label = label.reshape(label.shape + (1,) * (pred.ndim - 2))
+    index = jnp.expand_dims(jnp.clip(label, 0, classes - 1), 1)
     own = jnp.take_along_axis(pred, index, axis=1).squeeze(1).astype(dtype)
-    weight = weight_without((label < 0)[spread], weight, pixels)
+    weight = weight_without(label < 0, weight, pixels)
     own = zero_where_unweighted(own, weight)
     target = zero_where_unweighted(target.astype(dtype), weight)
     values = bce_with_logits(own, target)
     if class_weight is not None:
-        w = _class_weight(class_weight, classes, dtype)
-        values = values * (jax.nn.one_hot(label, classes, dtype=dtype) @ w)[spread]
-    values = jnp.where((label >= classes)[spread], jnp.nan, values)
+        class_weight = _class_weight(class_weight, classes, dtype)
+        values = values * (jax.nn.one_hot(label, classes, dtype=dtype) @ class_weight)
+    values = jnp.where(label >= classes, jnp.nan, values)
     return weight_reduce_loss(values, weight, reduction, avg_factor)
 
 

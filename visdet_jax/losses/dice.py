@@ -28,6 +28,16 @@ def dice_loss(pred, target, *, naive_dice=False, eps=1e-3):
     Raises: ValueError where the shapes differ or have one axis only.
     Milletari et al. 2016 (V-Net), https://arxiv.org/abs/1606.04797
     """
+    return _dice(pred, target, naive_dice, eps)
+
+
+@weighted_loss
+def dice_loss_with_logits(pred, target, *, naive_dice=False, eps=1e-3):
+    """`dice_loss` of sigmoid(pred): `pred` holds logits, the rest is as there."""
+    return _dice(jax.nn.sigmoid(pred), target, naive_dice, eps)
+
+
+def _dice(pred, target, naive_dice, eps):
     check_same_shape(pred, target)
     if pred.ndim < 2:
         raise ValueError(f"pred must have shape (N, ...), got {pred.shape}")
@@ -38,12 +48,6 @@ def dice_loss(pred, target, *, naive_dice=False, eps=1e-3):
         return divide(total - 2 * both, total + eps)
     squares = (pred * pred).sum(axes) + eps + (target * target).sum(axes) + eps
     return 1 - divide(2 * both, squares)
-
-
-@weighted_loss
-def dice_loss_with_logits(pred, target, *, naive_dice=False, eps=1e-3):
-    """`dice_loss` of sigmoid(pred): `pred` holds logits, the rest is as there."""
-    return dice_loss.formula(jax.nn.sigmoid(pred), target, naive_dice=naive_dice, eps=eps)
 
 
 @LOSSES.register_module()

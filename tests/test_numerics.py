@@ -1,0 +1,87 @@
+"""The primitives: values, gradients at their kinks, and digits."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from visdet_jax import numerics
+
+
+def test_gradients_at_the_kinks_are_torchs():
+    assert jax.grad(numerics.absolute)(0.0) == 0
+    assert jax.grad(numerics.absolute)(-2.0) == -1
+    assert jax.grad(numerics.clamp_min)(3.0, 3.0) == 1
+    assert jax.grad(numerics.clamp_min)(2.9, 3.0) == 0
+    assert np.isnan(numerics.clamp_min(jnp.nan, 3.0))
+
+
+def test_divide():
+    value, gradients = jax.value_and_grad(numerics.divide, argnums=(0, 1))(3.0, 0.0)
+    assert (value, *gradients) == (0, 0, 0)
+    assert numerics.divide(jnp.float32(3), jnp.float32(2)) == 1.5
+
+
+@pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0, 2.0, 4.0])
+def test_power_at_0(exponent):
+    value, (slope, other) = jax.value_and_grad(numerics.power, argnums=(0, 1))(0.0, exponent)
+    assert value == float(exponent == 0)
+    assert slope == float(exponent == 1)
+    assert other == 0
+    traced = jax.jit(jax.grad(numerics.power))(0.0, exponent)
+    assert traced == slope
+
+
+@pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0, 2.0, 4.0])
+def test_power_elsewhere(exponent, x64):
+    base = jnp.array([1e-300, 1e-3, 0.5, 1.0, 3.0], jnp.float64)
+    np.testing.assert_allclose(numerics.power(base, exponent), np.power(base, exponent))
+    slopes = jax.vmap(jax.grad(numerics.power, argnums=(0, 1)), (0, None))(base, exponent)
+    with np.errstate(all="ignore"):
+        expected = exponent * np.power(base, exponent - 1)
+    np.testing.assert_allclose(slopes[0], expected, rtol=1e-12)
+    np.testing.assert_allclose(slopes[1], np.power(base, exponent) * np.log(base), rtol=1e-12)
+
+
+LOGITS = np.array([-1e4, -100, -20, -1e-3, 0, 1e-3, 20, 100, 1e4])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("target", [0.0, 0.3, 1.0])
+def test_bce_with_logits(dtype, target, x64):
+    x, t = LOGITS.astype(dtype), np.full(LOGITS.shape, target, dtype)
+    exact = t * np.logaddexp(0, -LOGITS) + (1 - t) * np.logaddexp(0, LOGITS)
+    rtol = 4 * np.finfo(dtype).eps
+    np.testing.assert_allclose(numerics.bce_with_logits(x, t), exact, rtol=rtol, atol=1e-38)
+    gradient = jax.grad(lambda x, t: numerics.bce_with_logits(x, t).sum(), argnums=(0, 1))(x, t)
+    sigmoid = np.exp(-np.logaddexp(0, -LOGITS))
+    np.testing.assert_allclose(gradient[0], sigmoid - target, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(gradient[1], -LOGITS, rtol=1e-6)
+
+
+def test_softplus(x64):
+    np.testing.assert_allclose(numerics.softplus(LOGITS), np.logaddexp(0, LOGITS), rtol=1e-15)
+    assert jax.grad(numerics.softplus)(0.0) == 0.5
+    assert jax.grad(jax.grad(numerics.softplus))(0.0) == 0.25
+
+
+def test_bce_with_probs_at_its_bounds():
+    p, t = jnp.array([0.0, 1.0, 0.0, 1.0]), jnp.array([0.0, 1.0, 1.0, 0.0])
+    np.testing.assert_allclose(numerics.bce_with_probs(p, t), [0, 0, 100, 100])
+    gradient = jax.grad(lambda p: numerics.bce_with_probs(p, t).sum())(p)
+    np.testing.assert_allclose(gradient, [0, 0, -1e12, 1e12])
+    assert np.isnan(numerics.bce_with_probs(jnp.array([1.5, -0.5]), t[:2])).all()
+
+
+def test_log1p_excess_keeps_its_digits(x64):
+    v = np.geomspace(1e-12, 1e4, 200)
+    # Below 1e-3 the series v²/2 - v³/6 + v⁴/12 - ... is exact to 1e-16 of the sum.
+    series = sum((-1) ** k * v**k / (k * (k - 1)) for k in range(2, 9))
+    # The plain form in extended precision is good to 1e-19 / v of the value.
+    extended = v.astype(np.longdouble)
+    plain = ((1 + extended) * np.log1p(extended) - extended).astype(np.float64)
+    exact = np.where(v < 1e-2, series, plain)
+    np.testing.assert_allclose(numerics.log1p_excess(v), exact, rtol=2e-14)
+    single = numerics.log1p_excess(v.astype(np.float32))
+    np.testing.assert_allclose(single, exact, rtol=2e-6)
+    np.testing.assert_allclose(jax.vmap(jax.grad(numerics.log1p_excess))(v), np.log1p(v))

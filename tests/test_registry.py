@@ -1,0 +1,275 @@
+"""Configs to losses: what is accepted, what is refused, and the words of the refusals."""
+
+import importlib
+import importlib.util
+import re
+import types
+from dataclasses import dataclass, field
+
+import ml_collections
+import numpy as np
+import omegaconf
+import pytest
+import yaml
+
+import visdet_jax
+from visdet_jax import LOSSES, MODELS, FocalLoss, Loss, Registry, build_loss, configs
+
+CONFIG = {"type": "CrossEntropyLoss", "use_sigmoid": True, "class_weight": [0.5, 2.0]}
+
+
+def as_dict(config):
+    return config
+
+
+def as_proxy(config):
+    return types.MappingProxyType(config)
+
+
+def as_ml_collections(config):
+    return ml_collections.ConfigDict(config)
+
+
+def as_frozen_ml_collections(config):
+    return ml_collections.FrozenConfigDict(config)
+
+
+def as_omegaconf(config):
+    return omegaconf.OmegaConf.create(config)
+
+
+def as_mmengine(config):
+    return importlib.import_module("mmengine.config").ConfigDict(config)
+
+
+def as_mmengine_top_level(config):
+    return importlib.import_module("mmengine.config").Config(config)
+
+
+MAKERS = [as_dict, as_proxy, as_ml_collections, as_frozen_ml_collections, as_omegaconf]
+if importlib.util.find_spec("mmengine"):  # not in the test extra: it drags in opencv
+    MAKERS += [as_mmengine, as_mmengine_top_level]
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_every_kind_of_config_builds_and_stays_as_it_was(make):
+    config, twin = make(CONFIG), make(CONFIG)
+    loss = build_loss(config)
+    assert loss == visdet_jax.CrossEntropyLoss(use_sigmoid=True, class_weight=(0.5, 2.0))
+    assert {k: config[k] for k in config.keys()} == {k: twin[k] for k in twin.keys()}  # noqa: SIM118
+    assert hash(loss) == hash(build_loss(twin))
+
+
+def test_omegaconf_interpolation_is_resolved():
+    config = omegaconf.OmegaConf.create(
+        {"gamma": 1.5, "loss": {"type": "FocalLoss", "gamma": "${gamma}"}}
+    )
+    assert build_loss(config.loss) == FocalLoss(gamma=1.5)
+
+
+def test_a_name_a_scoped_name_and_a_class_are_the_same():
+    expected = FocalLoss(gamma=1.5)
+    for kind in ("FocalLoss", "mmdet.FocalLoss", "visdet.FocalLoss", FocalLoss):
+        assert build_loss({"type": kind, "gamma": 1.5}) == expected
+
+
+def test_strings_of_numbers_become_numbers():
+    config = yaml.safe_load("{type: IoULoss, eps: 1e-6, loss_weight: 2}")
+    assert config["eps"] == "1e-6"  # as PyYAML reads it
+    loss = build_loss(config)
+    assert loss.eps == 1e-6
+    assert isinstance(loss.eps, float)
+    weights = build_loss({"type": "CrossEntropyLoss", "class_weight": ["1e-1", "2"]}).class_weight
+    assert weights == (0.1, 2)
+    array = {"type": "CrossEntropyLoss", "class_weight": np.array([0.5, 1.0])}
+    assert build_loss(array).class_weight == (0.5, 1.0)
+    assert (
+        build_loss(
+            {"type": "CrossEntropyLoss", "ignore_index": "-1", "avg_non_ignore": True}
+        ).ignore_index
+        == -1
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "error", "message"),
+    [
+        (
+            {"type": "FocaLoss"},
+            ValueError,
+            "No loss is called 'FocaLoss'. Did you mean 'FocalLoss'?",
+        ),
+        (
+            {"type": "focal_loss"},
+            KeyError,
+            "No loss is called 'focal_loss'. Did you mean 'FocalLoss'?",
+        ),
+        ({"type": "Zzz"}, KeyError, "No loss is called 'Zzz'."),
+        ({"type": "mmpretrain.FocalLoss"}, ValueError, "No loss is called 'mmpretrain.FocalLoss'."),
+        (
+            {"type": "FocalLoss", "gama": 2.0},
+            ValueError,
+            "FocalLoss has no key 'gama'. Did you mean 'gamma'? Its keys: reduction, loss_weight, "
+            "use_sigmoid, gamma, alpha, activated.",
+        ),
+        ({"gamma": 2.0}, ValueError, "The config of a loss needs a key 'type', got {'gamma': 2.0}"),
+        (
+            "FocalLoss",
+            TypeError,
+            "A loss is built from a config such as dict(type=...), got 'FocalLoss'",
+        ),
+        (None, TypeError, "A loss is built from a config such as dict(type=...), got None"),
+        ({"type": 3}, TypeError, "3 must be a frozen dataclass"),
+        ({"type": dict}, TypeError, "'dict' must be a frozen dataclass"),
+        (
+            {"type": "CrossEntropyCustomLoss"},
+            ValueError,
+            "CrossEntropyCustomLoss needs a key 'num_classes' in its config",
+        ),
+        (
+            {"type": "FocalLoss", "gamma": "two"},
+            TypeError,
+            "FocalLoss: gamma must be a number, got 'two'",
+        ),
+        (
+            {"type": "FocalLoss", "gamma": None},
+            TypeError,
+            "FocalLoss: gamma must be a number, got None",
+        ),
+        (
+            {"type": "FocalLoss", "activated": 1},
+            TypeError,
+            "FocalLoss: activated must be True or False, got 1",
+        ),
+        (
+            {"type": "FocalLoss", "gamma": True},
+            TypeError,
+            "FocalLoss: gamma must be a number, got True",
+        ),
+        (
+            {"type": "CrossEntropyLoss", "class_weight": 2.0},
+            TypeError,
+            "CrossEntropyLoss: class_weight must be a tuple of numbers or None, got 2.0",
+        ),
+        (
+            {"type": "L1Loss", "reduction": "average"},
+            ValueError,
+            "L1Loss: reduction must be one of none, mean, sum; got 'average'",
+        ),
+        (
+            {"type": "IoULoss", "mode": "cubic"},
+            ValueError,
+            "IoULoss: mode must be one of linear, square, log; got 'cubic'",
+        ),
+        (
+            {"type": "SmoothL1Loss", "beta": 0.0},
+            ValueError,
+            "SmoothL1Loss: beta must be > 0, got 0.0",
+        ),
+        (
+            {"type": "FocalLoss", "use_sigmoid": False},
+            ValueError,
+            "FocalLoss: use_sigmoid must be True: there is no softmax form",
+        ),
+        (
+            {"type": "CrossEntropyLoss", "use_sigmoid": True, "use_mask": True},
+            ValueError,
+            "CrossEntropyLoss: use_sigmoid and use_mask exclude each other",
+        ),
+        (
+            {"type": "DiceLoss", "use_sigmoid": False},
+            ValueError,
+            "DiceLoss: use_sigmoid=False needs activate=False",
+        ),
+    ],
+)
+def test_messages(config, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        build_loss(config)
+
+
+def test_a_registry_is_a_mapping():
+    assert MODELS is LOSSES
+    assert len(LOSSES) == len(list(LOSSES)) == len(LOSSES.module_dict)
+    assert LOSSES["FocalLoss"] is LOSSES.get("mmdet.FocalLoss") is FocalLoss
+    assert LOSSES.get("FocaLoss") is None
+    assert "FocalLoss" in LOSSES
+    assert "FocaLoss" not in LOSSES
+    assert "FocalLoss" in repr(LOSSES)
+    with pytest.raises(TypeError):
+        LOSSES.module_dict["Mine"] = FocalLoss
+
+
+def test_visdets_listing_works_with_the_package_name_changed():
+    from visdet_jax.registry import MODELS
+
+    losses = [name for name in sorted(MODELS.module_dict.keys()) if "Loss" in name]
+    assert "GIoULoss" in losses
+
+
+def test_registering():
+    registry = Registry("loss")
+
+    @registry.register_module()
+    @dataclass(frozen=True, kw_only=True)
+    class Mine(Loss):
+        scales: tuple[float, ...] = field(default_factory=lambda: (1.0,))
+
+        def compute(self, pred, target, weight, **reduce):
+            return visdet_jax.l1_loss(pred, target, weight, **reduce)
+
+    assert registry.build({"type": "Mine", "scales": [2, "3"]}).scales == (2, 3)
+    assert registry.build({"type": Mine}) == Mine()
+    assert registry.register_module("Other")(Mine) is registry["Other"] is Mine
+    with pytest.raises(ValueError, match=r"A loss called 'Mine' is registered already \(test_reg"):
+        registry.register_module()(Mine)
+    assert registry.register_module(force=True)(Mine) is Mine
+    with pytest.raises(TypeError, match="write @register_module\\(\\), with parentheses"):
+        registry.register_module(Mine)
+
+
+def test_a_class_that_is_no_frozen_dataclass_is_refused():
+    class Forgot(FocalLoss):
+        extra: float = 1.0
+
+    @dataclass
+    class Mutable:
+        gamma: float = 2.0
+
+    for cls in (Forgot, Mutable, int):
+        with pytest.raises(TypeError, match=f"'{cls.__name__}' must be a frozen dataclass"):
+            Registry("loss").register_module()(cls)
+
+
+def test_an_unknown_mapping_type_is_read_by_keys_and_getitem():
+    class Bare:
+        def keys(self):
+            return ["type", "gamma"]
+
+        def __getitem__(self, key):
+            return {"type": "FocalLoss", "gamma": 3.0}[key]
+
+    assert build_loss(Bare()) == FocalLoss(gamma=3.0)
+
+
+@pytest.mark.parametrize("detector", ["RETINANET", "FCOS", "ATSS", "GFL"])
+def test_the_four_detectors(detector):
+    losses = {name: build_loss(config) for name, config in getattr(configs, detector).items()}
+    assert {"loss_cls", "loss_bbox"} <= losses.keys()
+    copy = {**getattr(configs, detector)["loss_bbox"], "loss_weight": 5.0}
+    assert build_loss(copy).loss_weight == 5.0
+
+
+def test_the_four_detectors_are_the_specifications():
+    names = {
+        detector: [config["type"] for config in getattr(configs, detector).values()]
+        for detector in ("RETINANET", "FCOS", "ATSS", "GFL")
+    }
+    assert names == {
+        "RETINANET": ["FocalLoss", "SmoothL1Loss"],
+        "FCOS": ["FocalLoss", "IoULoss", "CrossEntropyLoss"],
+        "ATSS": ["FocalLoss", "GIoULoss", "CrossEntropyLoss"],
+        "GFL": ["QualityFocalLoss", "GIoULoss", "DistributionFocalLoss"],
+    }
+    assert configs.ATSS["loss_bbox"]["loss_weight"] == configs.GFL["loss_bbox"]["loss_weight"] == 2
+    assert configs.GFL["loss_dfl"]["loss_weight"] == 0.25
