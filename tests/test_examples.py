@@ -1,0 +1,58 @@
+"""The small examples run, and what they print and return is right."""
+
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from visdet_jax import FocalLoss, GIoULoss
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+
+import lookup
+import vmap_losses
+
+pytestmark = pytest.mark.example
+
+
+def test_losses_per_image():
+    logits, labels, pred, target, real = vmap_losses.make_batch()
+    assert np.isnan(pred[0]).all()  # the first image holds padding only
+    losses = vmap_losses.losses_per_image(logits, labels, pred, target, real)
+    for i in range(len(real)):
+        boxes = max(int(real[i].sum()), 1)
+        expected = FocalLoss()(logits[i], labels[i], avg_factor=boxes)
+        np.testing.assert_allclose(losses["loss_cls"][i], expected, rtol=1e-5)
+        kept = real[i] > 0
+        boxes_loss = GIoULoss(loss_weight=2.0)(pred[i][kept], target[i][kept], avg_factor=boxes)
+        np.testing.assert_allclose(losses["loss_bbox"][i], boxes_loss, rtol=1e-5)
+
+
+def test_sweep():
+    logits, labels, *_ = vmap_losses.make_batch()
+    gammas, alphas = np.array([0.0, 2.0]), np.array([0.25, 0.5, 0.75])
+    table = vmap_losses.sweep(logits, labels, jax.numpy.array(gammas), jax.numpy.array(alphas))
+    for i, gamma in enumerate(gammas):
+        for j, alpha in enumerate(alphas):
+            expected = FocalLoss(gamma=float(gamma), alpha=float(alpha))(logits, labels)
+            np.testing.assert_allclose(table[i, j], expected, rtol=1e-5)
+
+
+def test_main_of_vmap_losses(capsys):
+    vmap_losses.main()
+    assert "focal loss by gamma" in capsys.readouterr().out
+
+
+def test_lookup(capsys):
+    lookup.main()
+    out = capsys.readouterr().out
+    for text in (
+        "GIoULoss(reduction='mean', loss_weight=2.0, eps=1e-06)",
+        "SmoothL1Loss(reduction='mean', loss_weight=1.0, beta=0.11)",
+        "Did you mean 'FocalLoss'?",
+        "Did you mean 'gamma'?",
+        "sigmoid_focal_loss: target must have shape (4,), got (3,)",
+    ):
+        assert text in out
