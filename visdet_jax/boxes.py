@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from visdet_jax.function import compute_dtype, jitted
+from visdet_jax.function import as_dtype, compute_dtype, jitted
 from visdet_jax.numerics import clamp_min, divide
 
 OVERLAP_MODES = ("iou", "iof", "giou")
@@ -88,4 +88,4 @@ def bbox_overlaps(
     bboxes1, bboxes2 = bboxes1.astype(dtype), bboxes2.astype(dtype)
     if not is_aligned:
         bboxes1, bboxes2 = bboxes1[..., :, None, :], bboxes2[..., None, :, :]
-    return overlaps(bboxes1, bboxes2, mode, jnp.asarray(eps).astype(dtype))
+    return overlaps(bboxes1, bboxes2, mode, as_dtype(dtype, eps))

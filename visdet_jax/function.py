@@ -25,9 +25,10 @@ def jitted(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def call(*args: Any, **options: Any) -> Any:
+        number = jax.dtypes.canonicalize_dtype(np.float64).type
         for name in floats & options.keys():
-            if isinstance(options[name], int | float):
-                options[name] = np.float64(options[name])
+            if isinstance(options[name], int | float | np.number):
+                options[name] = number(options[name])
         try:
             return compiled(*args, **options)
         except (TypeError, ValueError) as error:
@@ -55,6 +56,12 @@ def compute_dtype(**arrays: Any) -> Any:
     if "pred" in arrays and not jnp.issubdtype(arrays["pred"].dtype, jnp.floating):
         raise TypeError(f"pred must be floating point, got {arrays['pred'].dtype}")
     return jnp.float64 if any(x.dtype == jnp.float64 for x in arrays.values()) else jnp.float32
+
+
+def as_dtype(dtype: Any, *numbers: Any) -> Any:
+    """Hyperparameters in the type that is computed in, whatever type they were given in."""
+    arrays = tuple(jnp.asarray(number).astype(dtype) for number in numbers)
+    return arrays if len(arrays) > 1 else arrays[0]
 
 
 def check_same_shape(pred: jax.Array, target: jax.Array) -> None:

@@ -3,13 +3,12 @@
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from visdet_jax.function import check_array, compute_dtype, jitted
+from visdet_jax.function import as_dtype, check_array, compute_dtype, jitted
 
 REDUCTIONS = ("none", "mean", "sum")
 # The reference adds float32's eps to every avg_factor, in float64 too.
@@ -57,10 +56,10 @@ def weight_reduce_loss(
         return total
     if avg_factor is None:
         return total / max(loss.size, 1)
-    divisor = jnp.asarray(avg_factor)
+    divisor = as_dtype(loss.dtype, avg_factor)
     if divisor.ndim != 0:
         raise ValueError(f"avg_factor must be a number, got an array of shape {divisor.shape}")
-    return total / (divisor.astype(loss.dtype) + AVG_FACTOR_EPS)
+    return total / (divisor + AVG_FACTOR_EPS)
 
 
 def spread_weight(weight: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -121,7 +120,10 @@ def weighted_loss(
     def loss(pred, target, weight=None, *, reduction="mean", avg_factor=None, **options):
         dtype = compute_dtype(pred=pred, target=target)
         pred, target = pred.astype(dtype), target.astype(dtype)
-        options = {name: _as_float(value, dtype) for name, value in options.items()}
+        options = {
+            name: value if isinstance(value, str | bool) else as_dtype(dtype, value)
+            for name, value in options.items()
+        }
         if weight is not None:
             check_array("weight", weight)
             if weight_of_values is not None:
@@ -137,11 +139,6 @@ def weighted_loss(
     signature = inspect.Signature(common[:3] + own + common[3:])
     loss.__signature__ = signature  # type: ignore[attr-defined]
     return jitted(loss)
-
-
-def _as_float(value: Any, dtype: Any) -> Any:
-    """Hyperparameters in the type that is computed in; strings and bools stay."""
-    return value.astype(dtype) if isinstance(value, jax.Array) else value
 
 
 def reduce_mean(x: jax.Array, axis_name: str | tuple[str, ...] | None = None) -> jax.Array:

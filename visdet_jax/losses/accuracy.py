@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from visdet_jax.function import check_labels, compute_dtype, jitted
+from visdet_jax.function import as_dtype, check_labels, compute_dtype, jitted
 from visdet_jax.module import Config
 from visdet_jax.registry import LOSSES
 
@@ -65,7 +65,7 @@ def _percent(pred, target, rows, k, thresh):
     scores, labels = jax.lax.top_k(pred, k)
     hits = labels == target[:, None]
     if thresh is not None:
-        hits &= scores.astype(dtype) > jnp.asarray(thresh).astype(dtype)
+        hits &= scores.astype(dtype) > as_dtype(dtype, thresh)
     right = (hits & rows[:, None]).sum().astype(dtype)
     return (right * (100 / jnp.maximum(rows.sum().astype(dtype), 1))).reshape(1)
 

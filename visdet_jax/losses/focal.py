@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from visdet_jax.function import check_labels, check_same_shape, compute_dtype, jitted
+from visdet_jax.function import as_dtype, check_labels, check_same_shape, compute_dtype, jitted
 from visdet_jax.module import Loss
 from visdet_jax.numerics import bce_with_logits, bce_with_probs, power
 from visdet_jax.reduction import (
@@ -51,6 +51,7 @@ def sigmoid_focal_loss(
     """
     dtype = compute_dtype(pred=pred, target=target)
     pred = pred.astype(dtype)
+    gamma, alpha = as_dtype(dtype, gamma, alpha)
     if weight is not None and weight.ndim == 1 and weight.size == pred.size:
         weight = weight.reshape(pred.shape)
     unknown = None

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
-from visdet_jax.function import check_labels, check_same_shape, compute_dtype, jitted
+from visdet_jax.function import as_dtype, check_labels, check_same_shape, compute_dtype, jitted
 from visdet_jax.module import Loss
 from visdet_jax.numerics import power
 from visdet_jax.reduction import weight_reduce_loss, weighted_loss
@@ -83,6 +83,7 @@ def gaussian_focal_loss_with_pos_inds(
     check_labels("pos_inds", pos_inds, pos_inds.shape[:1])
     check_labels("pos_labels", pos_labels, pos_inds.shape)
     pred, target = pred.astype(dtype), target.astype(dtype)
+    alpha, gamma, pos_weight, neg_weight = as_dtype(dtype, alpha, gamma, pos_weight, neg_weight)
     slots = (pos_inds >= 0) & (pos_labels >= 0)
     # A row or class beyond the heatmap is read as NaN: loud, where a clamped one would be wrong.
     flat = jnp.where(pos_labels < pred.shape[1], pos_inds * pred.shape[1] + pos_labels, pred.size)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from visdet_jax.function import (
+    as_dtype,
     check_array,
     check_same_shape,
     compute_dtype,
@@ -54,7 +55,7 @@ def quality_focal_loss(
         dtype = compute_dtype(pred=pred, target=target)
         check_same_shape(pred, target)
         quality = target.astype(dtype)
-    pred = pred.astype(dtype)
+    pred, beta = pred.astype(dtype), as_dtype(dtype, beta)
     if weight is not None:
         check_array("weight", weight)
         pred = zero_where_unweighted(pred, weight)
