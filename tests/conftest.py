@@ -1,6 +1,7 @@
 """Strict JAX for every test but the examples': no implicit dtype or rank promotion."""
 
 import contextlib
+from collections import Counter, defaultdict
 
 import jax
 import pytest
@@ -8,8 +9,6 @@ import pytest
 # Before the first computation: the sharding tests need more than one device.
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
-
-GOLDEN_REPORT = pytest.StashKey[dict]()
 
 
 @pytest.fixture(autouse=True)
@@ -35,12 +34,17 @@ def pytest_configure(config):
     config.addinivalue_line(
         "markers", "example: runs an example; JAX's promotion is as users have it"
     )
-    config.stash[GOLDEN_REPORT] = {}
 
 
-def pytest_terminal_summary(terminalreporter, config):
+def pytest_terminal_summary(terminalreporter):
     """What the golden replay covered, printed whether or not anything failed."""
-    for precision, counts in sorted(config.stash[GOLDEN_REPORT].items()):
+    covered = defaultdict(Counter)
+    for report in terminalreporter.stats.get("passed", []):
+        for name, value in report.user_properties:
+            if name == "golden replay" and report.when == "call":
+                precision, counts = value
+                covered[precision].update(counts)
+    for precision, counts in sorted(covered.items()):
         terminalreporter.write_line(
             f"golden replay in {precision}: {counts['equal']} cases equal the reference, "
             f"{counts['error']} raise as it does, {counts['ours']} differ on purpose, 0 skipped"

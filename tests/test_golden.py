@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 import visdet_jax
-from conftest import GOLDEN_REPORT
 from golden.differences import DIFFERENCES, RAISES
 from golden.read_golden import read
 
@@ -136,7 +135,7 @@ PROGRAMS = {"float64": {}, "float32": {}}
 
 @pytest.mark.parametrize("precision", ["float64", "float32"])
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_replay(path, precision, request):
+def test_replay(path, precision, record_property):
     counts = Counter()
     before = jax.config.jax_enable_x64
     jax.config.update("jax_enable_x64", precision == "float64")
@@ -145,8 +144,7 @@ def test_replay(path, precision, request):
             counts[check(raw, expected, precision)] += 1
     finally:
         jax.config.update("jax_enable_x64", before)
-    report = request.config.stash[GOLDEN_REPORT].setdefault(precision, Counter())
-    report.update(counts)
+    record_property("golden replay", (precision, dict(counts)))
     assert counts.total() > 0
 
 
