@@ -1,0 +1,1 @@
+"""The parts of the training example: data sources, network, FCOS, evaluation and pictures."""

@@ -1,0 +1,76 @@
+"""Scenes of 2 to 6 of scikit-learn's handwritten digits on a dark canvas."""
+
+import numpy as np
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from .data import Letterbox, ValidationSet, coco_dict, make_batch
+
+TRAIN_DIGITS = 1437  # of 1797; the others, in the order of the data set, validate
+VALIDATION_SCENES = 200
+SIDES = (18, 42)  # pixels; the digits themselves are 8 x 8
+INK = 64  # of 255: what is darker does not belong to the digit when its box is drawn
+
+
+class Digits:
+    """Training scenes by step from the first 1437 digits, 200 validation scenes from the rest."""
+
+    def __init__(self, batch_size: int, image_size: int, max_boxes: int, seed: int):
+        digits = load_digits()
+        self.class_names = [str(name) for name in digits.target_names]
+        self.batch_size, self.image_size, self.max_boxes = batch_size, image_size, max_boxes
+        self.seed = seed
+        pictures = (digits.images * (255 / 16)).astype(np.uint8)
+        self.train_digits = (pictures[:TRAIN_DIGITS], digits.target[:TRAIN_DIGITS])
+        self.validation_digits = (pictures[TRAIN_DIGITS:], digits.target[TRAIN_DIGITS:])
+
+        rng = np.random.default_rng(0)  # not the run's seed: every run validates on the same scenes
+        scenes = [
+            draw_scene(rng, *self.validation_digits, image_size) for _ in range(VALIDATION_SCENES)
+        ]
+        images, boxes, labels = zip(*scenes, strict=True)
+        self.validation = [
+            ValidationSet(
+                name="digits",
+                ground_truth=coco_dict(list(boxes), list(labels), self.class_names),
+                load=lambda index: (images[index], Letterbox(image_size, image_size)),
+                category_ids=list(range(len(self.class_names))),
+            )
+        ]
+
+    def train_batch(self, step: int) -> dict[str, np.ndarray]:
+        """New scenes; not mirrored, for a turned 6 is a 9."""
+        rng = np.random.default_rng((self.seed, step))
+        scenes = [
+            draw_scene(rng, *self.train_digits, self.image_size) for _ in range(self.batch_size)
+        ]
+        return make_batch(scenes, self.max_boxes)
+
+
+def draw_scene(
+    rng: np.random.Generator, pictures: np.ndarray, classes: np.ndarray, size: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One scene: image uint8 (size, size, 3), boxes (N, 4) around the ink, labels (N,).
+
+    pictures is uint8 (M, 8, 8), classes (M,).
+    """
+    canvas = np.zeros((size, size), np.uint8)
+    taken = np.zeros((size, size), bool)
+    boxes, labels = [], []
+    wanted, tries = rng.integers(2, 7), 0
+    while len(boxes) < 2 or (len(boxes) < wanted and tries < 100):  # a canvas can be too full
+        tries += 1
+        index = rng.integers(len(pictures))
+        side = int(rng.integers(SIDES[0], SIDES[1] + 1))
+        x, y = (int(v) for v in rng.integers(size - side + 1, size=2))
+        place = (slice(y, y + side), slice(x, x + side))
+        if taken[place].any():
+            continue
+        digit = np.asarray(Image.fromarray(pictures[index]).resize((side, side), Image.BICUBIC))
+        taken[place] = True
+        canvas[place] = digit
+        rows, columns = np.nonzero(digit > INK)
+        boxes.append([x + columns.min(), y + rows.min(), x + columns.max() + 1, y + rows.max() + 1])
+        labels.append(classes[index])
+    image = np.repeat(canvas[..., None], 3, axis=-1)
+    return image, np.array(boxes, np.float32), np.array(labels, np.int32)
