@@ -21,9 +21,9 @@ def _iou_and_distance(pair, eps):
 
 
 def _angle(width, height):
-    """arctan(width / height), 0 for 0 / 0, by arctan2: no division in its gradient."""
+    """arctan(width / height), 0 for 0 / 0, by arctan2: its gradient divides by w² + h² only."""
     sign = jnp.where(height < 0, -1, 1).astype(height.dtype)
-    nothing = (width == 0) & (height == 0)
+    nothing = width * width + height * height < jnp.finfo(height.dtype).tiny
     return jnp.arctan2(sign * width, jnp.where(nothing, 1, sign * height))
 
 

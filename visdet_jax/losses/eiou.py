@@ -43,7 +43,9 @@ def eiou_loss(pred, target, *, eps=1e-6, smooth_point=0.1):
         - (jnp.maximum(x1, x2) - left) * (y1 - top)
     )
     error = 1 - divide(overlap, pair.area1 + pair.area2 - overlap + eps)
-    # No `where`: the square of a large error overflows, and 0 × inf is NaN.
+    # Equal inverted boxes have I / U = 2 area / eps, whose square's gradient overflows float32.
+    error = jnp.maximum(error, -1e10)
+    # No `where`: its unused side would square errors too large for it, and 0 × inf is NaN.
     inner = jnp.minimum(error, smooth_point)
     return 0.5 * inner * (inner / smooth_point) + (error - inner)
 

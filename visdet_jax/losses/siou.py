@@ -54,7 +54,8 @@ def siou_loss(pred, target, *, eps=1e-6, neg_gamma=False):
         (pair.height1 + eps, pair.height2 + eps),
     ):
         larger = jnp.maximum(side1, side2)
-        difference = absolute(side1 - side2) / jnp.where(larger == 0, eps, larger)
+        nothing = absolute(larger) < 1e-15  # whose square underflows in the division's gradient
+        difference = absolute(side1 - side2) / jnp.where(nothing, eps, larger)
         shape += (1 - _exp(-difference, limit / 4)) ** 4
     return 1 - clamp(iou - 0.5 * (distance + shape), -1, 1)
 
