@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from visdet_jax.function import check_array, check_same_shape, compute_dtype, jitted
+from visdet_jax.function import as_dtype, check_array, check_same_shape, compute_dtype, jitted
 from visdet_jax.module import Config
 from visdet_jax.numerics import absolute, divide
 from visdet_jax.registry import LOSSES
@@ -99,10 +99,8 @@ def _make():
         gap = absolute(middle[:, :, None] - middle[:, None, :])
         near = jax.nn.relu(1 - jnp.where(pairs, gap, 1))
         push = divide(near.sum((1, 2)), n * (n - 1)).sum()
-        return (
-            jnp.asarray(pull_weight).astype(dtype) * pull,
-            jnp.asarray(push_weight).astype(dtype) * push,
-        )
+        pull_weight, push_weight = as_dtype(dtype, pull_weight, push_weight)
+        return pull_weight * pull, push_weight * push
 
     return jitted(associative_embedding_loss)
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from visdet_jax.boxes import pair_geometry
-from visdet_jax.function import compute_dtype, jitted
+from visdet_jax.function import as_dtype, compute_dtype, jitted
 from visdet_jax.losses.box_loss import check_boxes
 from visdet_jax.module import Loss
 from visdet_jax.numerics import absolute, divide
@@ -38,7 +38,7 @@ def bounded_iou_loss(
     dtype = compute_dtype(pred=pred, target=target)
     check_boxes(pred, target)
     pred, target = pred.astype(dtype), jax.lax.stop_gradient(target.astype(dtype))
-    beta, eps = jnp.asarray(beta).astype(dtype), jnp.asarray(eps).astype(dtype)
+    beta, eps = as_dtype(dtype, beta, eps)
     if weight is not None:
         weight = spread_weight(weight, pred.shape)
         # Each of x, y, w, h reads two coordinates: only a box without any weight is not read.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from visdet_jax.function import check_same_shape, compute_dtype, jitted
+from visdet_jax.function import as_dtype, check_same_shape, compute_dtype, jitted
 from visdet_jax.module import Loss
 from visdet_jax.reduction import spread_weight, weight_reduce_loss
 from visdet_jax.registry import LOSSES
@@ -34,8 +34,7 @@ def knowledge_distillation_kl_div_loss(
     check_same_shape(pred, target)
     if pred.ndim < 2:
         raise ValueError(f"pred must have shape (N, C, ...), got {pred.shape}")
-    T = jnp.asarray(T).astype(dtype)
-    pred, target = pred.astype(dtype), target.astype(dtype)
+    pred, target, T = pred.astype(dtype), target.astype(dtype), as_dtype(dtype, T)
     if detach_target:
         target = jax.lax.stop_gradient(target)
     if weight is not None:

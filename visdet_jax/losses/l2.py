@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from visdet_jax.function import check_same_shape, compute_dtype, jitted, replicated
+from visdet_jax.function import as_dtype, check_same_shape, compute_dtype, jitted, replicated
 from visdet_jax.module import Loss
 from visdet_jax.numerics import clamp
 from visdet_jax.reduction import (
@@ -87,11 +87,12 @@ def margin_l2_loss(
         weight = jnp.broadcast_to(weight, pred.shape)
     positive = (target == 1) & (weight > 0)
     negative = (target == 0) & (weight > 0)
+    pos_margin, neg_margin = as_dtype(dtype, pos_margin, neg_margin)
     for chosen, margin in ((positive, pos_margin), (negative, neg_margin)):
-        pred = pred - jnp.where(chosen & (margin > 0), jnp.asarray(margin).astype(dtype), 0)
+        pred = pred - jnp.where(chosen & (margin > 0), margin, 0)
     values = (clamp(pred, 0, 1) - target) ** 2
     if hard_mining or key is not None:
-        scores = values if hard_mining else jax.random.uniform(key, values.shape)
+        scores = values if hard_mining else jax.random.uniform(key, values.shape, jnp.float32)
         rank = _rank(jax.lax.stop_gradient(scores), negative)
         # No more than there are: the product stays in int32's range.
         positives = positive.sum()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from visdet_jax.function import check_labels, compute_dtype, jitted, replicated
+from visdet_jax.function import as_dtype, check_labels, compute_dtype, jitted, replicated
 from visdet_jax.module import Loss
 from visdet_jax.numerics import clamp_min
 from visdet_jax.reduction import spread_weight, weight_reduce_loss, zero_where_unweighted
@@ -52,8 +52,7 @@ def triplet_loss(pred, target, weight=None, *, margin=0.3, reduction="mean", avg
     furthest = jnp.max(jnp.where(same, distance, 0), axis=1, initial=0)
     lonely = ~other.any(1)
     nearest = jnp.min(jnp.where(other, distance, jnp.inf), axis=1, initial=jnp.inf)
-    margin = jnp.asarray(margin).astype(dtype)
-    hinge = clamp_min(furthest - jnp.where(lonely, 0, nearest) + margin, 0)
+    hinge = clamp_min(furthest - jnp.where(lonely, 0, nearest) + as_dtype(dtype, margin), 0)
     return weight_reduce_loss(jnp.where(lonely, 0, hinge), weight, reduction, avg_factor)
 
 
