@@ -18,6 +18,10 @@ class Row:
     inputs: rng -> (pred, target) or (pred, target, keywords); the first axis is the rows.
     extremes: the same, finite but as bad as it gets.
     bad_target: a target of another shape, that must be refused.
+    is_metric: no gradient.
+    is_bare: called with (pred, target) and its keywords: no weight, no reduction; returns a tuple.
+    own_mean: its mean is over a count of its own, and its weight may change.
+    detached: part of its value has no gradient on purpose, which finite differences cannot know.
     """
 
     inputs: Callable[[np.random.Generator], tuple]
@@ -25,6 +29,9 @@ class Row:
     bad_target: Any
     config: dict[str, Any] = field(default_factory=dict)
     is_metric: bool = False
+    is_bare: bool = False
+    own_mean: bool = False
+    detached: bool = False
 
 
 def floats(*shape):
@@ -133,11 +140,70 @@ def with_distances(make):
     return lambda rng: (make(rng, ROWS, 9), rng.uniform(0, 8, ROWS).astype(np.float32))
 
 
+def twice(make):
+    return lambda rng: (make(rng, ROWS, CLASSES), make(rng, ROWS, CLASSES))
+
+
+def with_ious(make):
+    def inputs(rng):
+        iou = probabilities(rng, ROWS, CLASSES)
+        return make(rng, ROWS, CLASSES), np.where(iou > 0.6, iou, 0).astype(np.float32)
+
+    return inputs
+
+
+def with_right_classes(make):
+    """Any number of right classes a row, none and all included."""
+
+    def inputs(rng):
+        right = (probabilities(rng, ROWS, CLASSES) > 0.6).astype(np.int32)
+        right[0], right[1] = 0, 1
+        return make(rng, ROWS, CLASSES), right
+
+    return inputs
+
+
+def with_similarities(make):
+    def inputs(rng):
+        return make(rng, ROWS, 4), (probabilities(rng, ROWS, 4) > 0.8).astype(np.float32)
+
+    return inputs
+
+
+def embedding_extremes(rng):
+    """Equal, far and huge embeddings; half of the rows are one class."""
+    pred = extreme_logits(rng, ROWS, 3)
+    pred[1] = pred[0]
+    pred[5] = pred[4]
+    return pred, np.array([0, 0, 0, 0, 1, 2, 2, 3], np.int32)
+
+
+def one_class(rng):
+    return extreme_logits(rng, ROWS, 3), np.zeros(ROWS, np.int32)
+
+
+def with_corners(make):
+    """Three places for objects an image, some of them empty."""
+
+    def inputs(rng):
+        match = rng.integers(0, 4, (ROWS, 3, 2, 2)).astype(np.int32)
+        mask = np.arange(3) < rng.integers(0, 4, (ROWS, 1))
+        maps = (make(rng, ROWS, 1, 4, 4), make(rng, ROWS, 1, 4, 4))
+        return *maps, {"match": match, "mask": mask}
+
+    return inputs
+
+
 CASES: dict[str, list[Row]] = {
     "Accuracy": [
         Row(with_labels(logits), with_labels(extreme_logits), floats(ROWS), is_metric=True)
     ],
+    "AssociativeEmbeddingLoss": [
+        Row(with_corners(logits), with_corners(extreme_logits), floats(ROWS, 1), is_bare=True)
+    ],
     "BalancedL1Loss": [Row(elementwise, elementwise_extremes, floats(ROWS, 1), {"beta": 0.7})],
+    "BoundedIoULoss": [Row(box_pair, box_extremes, floats(ROWS, 1))],
+    "CIoULoss": [Row(box_pair, box_extremes, floats(ROWS, 1), detached=True)],
     "CrossEntropyCustomLoss": [
         Row(
             with_labels(logits),
@@ -161,6 +227,7 @@ CASES: dict[str, list[Row]] = {
             {"use_mask": True},
         ),
     ],
+    "DIoULoss": [Row(box_pair, box_extremes, floats(ROWS, 1))],
     "DiceLoss": [
         Row(with_masks(logits), with_masks(extreme_logits), floats(ROWS, 3, 1)),
         Row(
@@ -172,6 +239,15 @@ CASES: dict[str, list[Row]] = {
     ],
     "DistributionFocalLoss": [
         Row(with_distances(logits), with_distances(extreme_logits), floats(ROWS, 1))
+    ],
+    "EIoULoss": [Row(box_pair, box_extremes, floats(ROWS, 1))],
+    "FocalCustomLoss": [
+        Row(
+            with_labels(logits),
+            with_labels(extreme_logits),
+            floats(ROWS, 1),
+            {"num_classes": CLASSES},
+        ),
     ],
     "FocalLoss": [
         Row(with_labels(logits), with_labels(extreme_logits), floats(ROWS, 1)),
@@ -192,8 +268,32 @@ CASES: dict[str, list[Row]] = {
         Row(box_pair, box_extremes, floats(ROWS, 1)),
         Row(box_pair, box_extremes, floats(ROWS, 1), {"mode": "square"}),
     ],
+    "KnowledgeDistillationKLDivLoss": [
+        Row(twice(logits), twice(extreme_logits), floats(ROWS, 1)),
+        Row(twice(logits), twice(extreme_logits), floats(ROWS, 1), {"T": 1.5}),
+    ],
     "L1Loss": [Row(elementwise, elementwise_extremes, floats(ROWS, 1))],
+    "L2Loss": [
+        Row(
+            with_similarities(probabilities),
+            with_similarities(extreme_logits),
+            floats(ROWS, 1),
+            own_mean=True,
+        ),
+    ],
     "MSELoss": [Row(elementwise, elementwise_extremes, floats(ROWS, 1))],
+    "MarginL2Loss": [
+        Row(
+            with_similarities(probabilities),
+            with_similarities(extreme_logits),
+            floats(ROWS, 1),
+            {"neg_pos_ub": 2, "pos_margin": 0.1, "neg_margin": 0.2, "hard_mining": True},
+            own_mean=True,
+        ),
+    ],
+    "MultiPosCrossEntropyLoss": [
+        Row(with_right_classes(logits), with_right_classes(extreme_logits), floats(ROWS, 1))
+    ],
     "QualityFocalLoss": [
         Row(with_quality(logits), with_quality(extreme_logits), floats(ROWS, 1)),
         Row(
@@ -203,5 +303,22 @@ CASES: dict[str, list[Row]] = {
             {"activated": True, "beta": 0.5},
         ),
     ],
+    "SIoULoss": [
+        Row(box_pair, box_extremes, floats(ROWS, 1)),
+        Row(box_pair, box_extremes, floats(ROWS, 1), {"neg_gamma": True}),
+    ],
     "SmoothL1Loss": [Row(elementwise, elementwise_extremes, floats(ROWS, 1), {"beta": 0.5})],
+    "TripletLoss": [
+        Row(with_labels(logits), embedding_extremes, floats(ROWS)),
+        Row(with_labels(logits), one_class, floats(ROWS)),
+    ],
+    "VarifocalLoss": [
+        Row(with_ious(logits), with_ious(extreme_logits), floats(ROWS, 1)),
+        Row(
+            with_ious(logits),
+            with_ious(extreme_logits),
+            floats(ROWS, 1),
+            {"gamma": 0.5, "iou_weighted": False},
+        ),
+    ],
 }

@@ -22,10 +22,17 @@ WITH_METRICS = [
     for name, rows in CASES.items()
     for i, row in enumerate(rows)
 ]
-CASE_ROWS = [param for param in WITH_METRICS if not param.values[1].is_metric]
+WITH_BARE = [param for param in WITH_METRICS if not param.values[1].is_metric]
+CASE_ROWS = [param for param in WITH_BARE if not param.values[1].is_bare]
 
 every_class = pytest.mark.parametrize(("name", "row"), WITH_METRICS)
+every_differentiable = pytest.mark.parametrize(("name", "row"), WITH_BARE)
 every_loss = pytest.mark.parametrize(("name", "row"), CASE_ROWS)
+
+
+def added(value):
+    """The parts of a loss that returns several, added up."""
+    return sum(value) if isinstance(value, tuple) else value
 
 
 class Call:
@@ -38,7 +45,8 @@ class Call:
         self.keywords = jax.tree.map(jnp.asarray, keywords[0] if keywords else {})
 
     def __call__(self, pred, weight=None, **options):
-        return self.loss(pred, self.target, weight, **self.keywords, **options)
+        weight = () if weight is None else (weight,)
+        return added(self.loss(pred, self.target, *weight, **self.keywords, **options))
 
     def rows(self, index):
         """The same call on some of its rows."""
@@ -55,7 +63,8 @@ class Call:
         @jax.jit
         def run(pred, target, keywords, weight):
             def total(pred):
-                value = self.loss(pred, target, weight, **keywords, **options)
+                weighed = () if weight is None else (weight,)
+                value = added(self.loss(pred, target, *weighed, **keywords, **options))
                 return value.sum(), value
 
             (_, value), gradient = jax.value_and_grad(total, has_aux=True)(pred)
@@ -66,7 +75,7 @@ class Call:
 
 def test_every_registered_class_has_a_case():
     assert sorted(CASES) == sorted(LOSSES)
-    assert {name for name, rows in CASES.items() if rows[0].is_metric} == {
+    assert {name for name, rows in CASES.items() if rows[0].is_metric or rows[0].is_bare} == {
         name for name, cls in LOSSES.items() if not issubclass(cls, Loss)
     }
 
@@ -88,16 +97,17 @@ def test_jit_equals_eager_and_vmap_the_loop(name, row):
     chex.assert_trees_all_close(jax.vmap(run)(*halves), looped, rtol=2e-5, atol=1e-6)
 
 
-@every_loss
+@every_differentiable
 def test_numbers_are_traceable(name, row):
     call = Call(name, row)
     numbers = [key for key, kind in field_types(type(call.loss)).items() if kind is float]
-    assert "loss_weight" in numbers
+    assert row.is_bare or "loss_weight" in numbers
     settings = {key: getattr(call.loss, key) for key in numbers}
     sweep = {key: jnp.array([value, value + 0.25]) for key, value in settings.items()}
 
     def run(settings):
-        return dataclasses.replace(call.loss, **settings)(call.pred, call.target, **call.keywords)
+        loss = dataclasses.replace(call.loss, **settings)
+        return added(loss(call.pred, call.target, **call.keywords))
 
     swept = jax.vmap(run)(sweep)
     for i in range(2):
@@ -105,15 +115,15 @@ def test_numbers_are_traceable(name, row):
         np.testing.assert_allclose(swept[i], alone, rtol=2e-5, atol=1e-6)
 
 
-@every_loss
+@every_differentiable
 def test_finite_for_every_finite_input(name, row):
-    call = Call(name, row, "extremes", reduction="none")
+    call = Call(name, row, "extremes", **({} if row.is_bare else {"reduction": "none"}))
     value, gradient = call.value_and_gradient()
     assert np.isfinite(value).all()
     assert np.isfinite(gradient).all()
 
 
-@every_loss
+@every_differentiable
 def test_forward_mode_and_second_derivatives(name, row):
     call = Call(name, row)
     direction = jnp.asarray(np.random.default_rng(1).normal(size=call.pred.shape), jnp.float32)
@@ -170,7 +180,7 @@ def test_the_mean_of_nothing_is_0(name, row):
     assert not np.any(gradient)
 
 
-@every_loss
+@every_differentiable
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_half_floats_are_computed_in_float32(name, row, dtype):
     call = Call(name, row)
@@ -192,13 +202,13 @@ def test_half_floats_are_computed_in_float32(name, row, dtype):
     np.testing.assert_array_equal(gradient, expected_gradient.astype(dtype))
 
 
-@every_loss
+@every_differentiable
 def test_float64_stays_float64(name, row, x64):
     call = Call(name, row)
     value, gradient = call.value_and_gradient(avg_factor=3)
     assert value.dtype == gradient.dtype == jnp.float32  # what is float32 stays so as well
     call.pred = call.pred.astype(jnp.float64)
-    value, gradient = call.value_and_gradient(avg_factor=3)
+    value, gradient = call.value_and_gradient(**({} if row.is_bare else {"avg_factor": 3}))
     assert value.dtype == gradient.dtype == jnp.float64
 
 
@@ -210,15 +220,17 @@ def test_weight_reduction_and_avg_factor(name, row):
     total = call(call.pred, reduction_override="sum")
     assert plain.shape == total.shape == ()
     np.testing.assert_allclose(total, values.sum(), rtol=1e-5)
-    np.testing.assert_allclose(plain * values.size, total, rtol=1e-5)
+    if not row.own_mean:
+        np.testing.assert_allclose(plain * values.size, total, rtol=1e-5)
     np.testing.assert_allclose(call(call.pred, jnp.ones(ROWS)), plain, rtol=1e-6)
     np.testing.assert_allclose(call(call.pred, jnp.ones(values.shape)), plain, rtol=1e-6)
-    for number in (4, 4.0, jnp.float32(4), np.int32(4)):
-        np.testing.assert_allclose(call(call.pred, avg_factor=number), total / 4, rtol=1e-5)
-    weight = np.linspace(-1, 2, ROWS, dtype=np.float32)
-    by_row = values * weight.reshape((ROWS,) + (1,) * (values.ndim - 1))
-    weighed = call(call.pred, weight, reduction_override="none")
-    np.testing.assert_allclose(weighed, by_row, rtol=1e-6)
+    if not row.own_mean:
+        for number in (4, 4.0, jnp.float32(4), np.int32(4)):
+            np.testing.assert_allclose(call(call.pred, avg_factor=number), total / 4, rtol=1e-5)
+        weight = np.linspace(-1, 2, ROWS, dtype=np.float32)
+        by_row = values * weight.reshape((ROWS,) + (1,) * (values.ndim - 1))
+        weighed = call(call.pred, weight, reduction_override="none")
+        np.testing.assert_allclose(weighed, by_row, rtol=1e-6)
     doubled = build_loss({"type": name, **row.config, "loss_weight": 2 * call.loss.loss_weight})
     np.testing.assert_allclose(
         doubled(call.pred, call.target, **call.keywords), 2 * plain, rtol=1e-6
@@ -230,18 +242,20 @@ def test_weight_reduction_and_avg_factor(name, row):
         call(call.pred, reduction_override="sum", avg_factor=2.0)
 
 
-@every_loss
+@every_differentiable
 def test_explicitly_sharded_rows(name, row):
     call = Call(name, row)
-    expected = call.value_and_gradient(jnp.ones(ROWS), avg_factor=3.0)
+    reduce = {} if row.is_bare else {"weight": jnp.ones(ROWS), "avg_factor": 3.0}
+    expected = call.value_and_gradient(**reduce)
     mesh = jax.make_mesh((8,), ("rows",))
     sharding = NamedSharding(mesh, P("rows"))
     with jax.set_mesh(mesh):
         call.pred, call.target, call.keywords = jax.device_put(
             (call.pred, call.target, call.keywords), sharding
         )
-        weight = jax.device_put(jnp.ones(ROWS), sharding)
-        actual = call.value_and_gradient(weight, avg_factor=3.0)
+        if not row.is_bare:
+            reduce["weight"] = jax.device_put(jnp.ones(ROWS), sharding)
+        actual = call.value_and_gradient(**reduce)
     chex.assert_trees_all_close(jax.device_get(actual), expected, rtol=1e-5, atol=1e-6)
 
 
@@ -264,6 +278,8 @@ def test_bad_input_is_an_error_that_names_the_loss(name, row):
     refused(TypeError, pred.astype(jnp.int32), target)
     refused(TypeError, [1.0, 2.0], target)
     refused(TypeError, pred, "target")
+    if row.is_bare:
+        return
     refused(ValueError, pred, target, reduction_override="average")
     refused((ValueError, TypeError), pred, target, jnp.ones(ROWS - 1))
     refused(ValueError, pred, target, avg_factor=jnp.ones(1))

@@ -14,6 +14,10 @@ def test_gradients_at_the_kinks_are_torchs():
     assert jax.grad(numerics.clamp_min)(3.0, 3.0) == 1
     assert jax.grad(numerics.clamp_min)(2.9, 3.0) == 0
     assert np.isnan(numerics.clamp_min(jnp.nan, 3.0))
+    x = jnp.array([-0.1, 0.0, 0.5, 1.0, 1.1, jnp.nan])
+    np.testing.assert_array_equal(numerics.clamp(x, 0, 1), np.float32([0, 0, 0.5, 1, 1, np.nan]))
+    slopes = jax.vmap(jax.grad(numerics.clamp), (0, None, None))(x, 0, 1)
+    np.testing.assert_array_equal(slopes, [0, 1, 1, 1, 0, 1])
 
 
 def test_divide():

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 
 def jitted(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -79,3 +80,15 @@ def check_labels(name: str, labels: Any, shape: tuple[int, ...]) -> None:
         raise ValueError(f"{name} must have shape {shape}, got {labels.shape}")
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise TypeError(f"{name} must hold integer class indices, got {labels.dtype}")
+
+
+def replicated(x: jax.Array) -> jax.Array:
+    """`x` whole on every device, for a loss whose rows depend on each other.
+
+    Explicitly sharded arrays can neither be sorted along a sharded axis nor paired with
+    themselves (both axes of N × N would be the same of the mesh). All others stay as they are.
+    """
+    x = jnp.asarray(x)
+    if all(axis is None for axis in jax.typeof(x).sharding.spec):
+        return x
+    return jax.sharding.reshard(x, PartitionSpec(*[None] * x.ndim))

@@ -26,6 +26,11 @@ def clamp_min(x: jax.Array, low: jax.Array | float) -> jax.Array:
     return jnp.where(x < low, low, x)
 
 
+def clamp(x: jax.Array, low: jax.Array | float, high: jax.Array | float) -> jax.Array:
+    """min(max(x, low), high) with gradient 1 at both bounds, as torch's clamp."""
+    return jnp.where(x > high, high, clamp_min(x, low))
+
+
 def divide(x: jax.Array, y: jax.Array) -> jax.Array:
     """x / y, and 0 with gradient 0 where y is 0. A `where` after the division gives NaN there."""
     zero = y == 0

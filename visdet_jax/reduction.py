@@ -41,10 +41,7 @@ def weight_reduce_loss(
     Raises: ValueError for another reduction, avg_factor with "sum", an avg_factor that is no
       scalar, and a weight whose shape does not fit.
     """
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}; got {reduction!r}")
-    if reduction == "sum" and avg_factor is not None:
-        raise ValueError('avg_factor can not be used with reduction="sum"')
+    check_reduction(reduction, avg_factor)
     loss = loss.astype(compute_dtype(loss=loss))
     if weight is not None:
         weight = spread_weight(weight, loss.shape).astype(loss.dtype)
@@ -56,10 +53,20 @@ def weight_reduce_loss(
         return total
     if avg_factor is None:
         return total / max(loss.size, 1)
-    divisor = as_dtype(loss.dtype, avg_factor)
-    if divisor.ndim != 0:
-        raise ValueError(f"avg_factor must be a number, got an array of shape {divisor.shape}")
-    return total / (divisor + AVG_FACTOR_EPS)
+    return total / (as_dtype(loss.dtype, avg_factor) + AVG_FACTOR_EPS)
+
+
+def check_reduction(reduction: str, avg_factor: jax.Array | float | None) -> None:
+    """Raises a ValueError for another reduction and an avg_factor that it cannot be used with."""
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}; got {reduction!r}")
+    if avg_factor is None or reduction == "none":
+        return
+    if reduction == "sum":
+        raise ValueError('avg_factor can not be used with reduction="sum"')
+    shape = jnp.shape(avg_factor)
+    if shape:
+        raise ValueError(f"avg_factor must be a number, got an array of shape {shape}")
 
 
 def spread_weight(weight: jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -90,8 +90,13 @@ def quality_focal_of_dense_target(inputs, values):
     return (np.abs(t - p) ** 2 * bce(p, t)).sum(1).mean()
 
 
-def giou_of_its_eps(inputs, values):
-    return values({**inputs, "eps": 1e-6})
+def weighed_sum(inputs, values):
+    """The reference's values are not those of `values` where a weight is 0, and do not count."""
+    return (values() * inputs.get("weight", 1)).sum()
+
+
+def zero(inputs, values):
+    return 0.0
 
 
 def listed_topk(inputs, values):
@@ -100,6 +105,12 @@ def listed_topk(inputs, values):
     hit = order == inputs["target"][:, None]
     return [np.array([100 * hit[:, :k].any(1).mean()]) for k in (1, 2)]
 
+
+# A function and its class share one default here, the class's (eps 1e-6). The functions' cases
+# are replayed with the reference's function's given.
+OTHER_DEFAULTS = {
+    f"{name}_loss": {"eps": 1e-7} for name in ("giou", "diou", "ciou", "eiou", "siou")
+}
 
 DIFFERENCES = {}
 
@@ -113,19 +124,27 @@ def differ(reason, answer, losses, *slugs):
 CROSS_ENTROPIES = "CrossEntropyLoss CrossEntropyCustomLoss"
 L1S = "L1Loss SmoothL1Loss BalancedL1Loss"
 
+DISTANCE_IOUS = "DIoULoss CIoULoss EIoULoss SIoULoss"
+L2S = "L2Loss MarginL2Loss"
+
 EARLY_RETURN = "no early return where no weight is positive: the values are weighed as always"
 differ(EARLY_RETURN, zeros, "L1Loss SmoothL1Loss", "wzero_full_none")
 differ(EARLY_RETURN, zeros, "L1Loss SmoothL1Loss GIoULoss", "wzero_override_none")
-differ(EARLY_RETURN, zeros, "GIoULoss", "wzero_N_none")
+differ(EARLY_RETURN, zeros, f"{DISTANCE_IOUS} BoundedIoULoss", "wzero_override_none")
+differ(EARLY_RETURN, zeros, f"{DISTANCE_IOUS} GIoULoss", "wzero_N_none")
+differ(EARLY_RETURN, zeros, "BoundedIoULoss", "wzero_N4_none")
 differ(EARLY_RETURN, weighed_mean, "L1Loss SmoothL1Loss GIoULoss IoULoss", "w_all_negative")
+differ(EARLY_RETURN, weighed_mean, f"{DISTANCE_IOUS} BoundedIoULoss", "w_all_negative")
 CHECKED = "arguments are checked whatever the weights are"
 differ(CHECKED, RAISES, "L1Loss SmoothL1Loss", "wzero_bad_override_noerr")
 differ(CHECKED, RAISES, "GIoULoss", "wzero_bad_override")
+UNWEIGHED = ("wzero_bad_override", "wzero_sum_avg_noerr")
+differ(CHECKED, RAISES, f"{DISTANCE_IOUS} BoundedIoULoss", *UNWEIGHED)
 differ(CHECKED, RAISES, "GIoULoss IoULoss", "wzero_sum_avg_noerr")
 differ("reduction none keeps the shape of empty values", zeros, L1S, "N0_none")
 PER_ROW = "a weight (N,) counts per row against values (N, k), N == k included"
 differ(PER_ROW, weighed_mean, f"{L1S} MSELoss", "w_N_shape_err", "w_N_zero")
-differ(PER_ROW, weighed_mean, "GaussianFocalLoss", "w_N_err")
+differ(PER_ROW, weighed_mean, "GaussianFocalLoss VarifocalLoss BoundedIoULoss", "w_N_err")
 differ(PER_ROW, weighed_rows, f"{L1S} MSELoss", "w_N_N4_broadcast")
 NC = "a weight a value goes with class indices too"
 differ(NC, weighed_mean, CROSS_ENTROPIES, "bce_onehot_wNC_err")
@@ -134,11 +153,12 @@ differ(SHAPES, RAISES, f"{L1S} IoULoss GIoULoss", "target_empty_pred_not")
 differ(SHAPES, RAISES, "IoULoss GIoULoss", "pred_empty_target_not")
 differ(SHAPES, RAISES, "MSELoss", "mismatch_bcast")
 NEGATIVE = "a negative label is ignored"
-differ(NEGATIVE, ignored_label, f"{CROSS_ENTROPIES} FocalLoss", "label_neg_err")
+differ(NEGATIVE, ignored_label, f"{CROSS_ENTROPIES} FocalLoss FocalCustomLoss", "label_neg_err")
 differ(NEGATIVE, ignored_distance, "DistributionFocalLoss", "target_neg_err")
 NO_CLASS = "what names no class makes the loss NaN; jitted code cannot raise on values"
 differ(NO_CLASS, not_a_number, CROSS_ENTROPIES, "label_eq_C_err")
 differ(NO_CLASS, not_a_number, "FocalLoss", "label_gt_C_err", "activated_outside01_err")
+differ(NO_CLASS, not_a_number, "FocalCustomLoss", "label_gt_C_err")
 differ(NO_CLASS, not_a_number, "DistributionFocalLoss", "target_gt_n_err")
 differ("a target on the last bin is that bin", top_bin, "DistributionFocalLoss", "target_eq_n_err")
 VISDET = "works as in mmdet; visdet lacks it"
@@ -149,7 +169,13 @@ DENSE = ("tensor_target_err", "tensor_target_N2")
 differ(VISDET, quality_focal_of_dense_target, "QualityFocalLoss", *DENSE)
 IGNORED = "a weight that would be ignored is an error"
 differ(IGNORED, RAISES, "GaussianFocalLoss", "posinds_weight_ignored")
-differ("the function's eps is the class's, 1e-6", giou_of_its_eps, "giou_loss", "in_tiny")
+DROPPED = "what would be ignored is an error"
+differ(DROPPED, RAISES, "FocalCustomLoss", "activated_ignored")
+differ(DROPPED, RAISES, "MultiPosCrossEntropyLoss", "extra_kw_ignored")
+SUMS = ("w_full_sum", "wzero_full_sum", "ov_sum", "red_sum_err")
+differ("sum is the sum of the weighed values", weighed_sum, L2S, *SUMS)
+NO_OTHER = "a row without another class to be far from costs 0"
+differ(NO_OTHER, zero, "TripletLoss", "one_class_err", "N1_err", "N0_err")
 differ("a config's sequences become tuples", listed_topk, "Accuracy", "topk_list_err")
 SCALAR = "a mask's mean is a scalar, not of shape (1,)"
 MASKS = ("default", "loss_weight", "N0_None", "N1", "in_C1", "in_extreme", "in_soft", "lw", "4x1")

@@ -1,7 +1,12 @@
 """The losses, one family a file. Importing this package registers them all."""
 
 from visdet_jax.losses.accuracy import Accuracy, accuracy
+from visdet_jax.losses.associative_embedding import (
+    AssociativeEmbeddingLoss,
+    associative_embedding_loss,
+)
 from visdet_jax.losses.balanced_l1 import BalancedL1Loss, balanced_l1_loss
+from visdet_jax.losses.bounded_iou import BoundedIoULoss, bounded_iou_loss
 from visdet_jax.losses.cross_entropy import (
     CrossEntropyCustomLoss,
     CrossEntropyLoss,
@@ -10,7 +15,13 @@ from visdet_jax.losses.cross_entropy import (
     mask_cross_entropy,
 )
 from visdet_jax.losses.dice import DiceLoss, dice_loss, dice_loss_with_logits
-from visdet_jax.losses.focal import FocalLoss, sigmoid_focal_loss
+from visdet_jax.losses.diou import CIoULoss, DIoULoss, ciou_loss, diou_loss
+from visdet_jax.losses.distillation import (
+    KnowledgeDistillationKLDivLoss,
+    knowledge_distillation_kl_div_loss,
+)
+from visdet_jax.losses.eiou import EIoULoss, eiou_loss
+from visdet_jax.losses.focal import FocalCustomLoss, FocalLoss, sigmoid_focal_loss
 from visdet_jax.losses.gaussian_focal import (
     GaussianFocalLoss,
     gaussian_focal_loss,
@@ -23,39 +34,71 @@ from visdet_jax.losses.gfocal import (
     quality_focal_loss,
 )
 from visdet_jax.losses.iou import GIoULoss, IoULoss, giou_loss, iou_loss
+from visdet_jax.losses.l2 import L2Loss, MarginL2Loss, margin_l2_loss
 from visdet_jax.losses.mse import MSELoss, mse_loss
+from visdet_jax.losses.multipos_cross_entropy import (
+    MultiPosCrossEntropyLoss,
+    multi_pos_cross_entropy,
+)
+from visdet_jax.losses.siou import SIoULoss, siou_loss
 from visdet_jax.losses.smooth_l1 import L1Loss, SmoothL1Loss, l1_loss, smooth_l1_loss
+from visdet_jax.losses.triplet import TripletLoss, triplet_loss
+from visdet_jax.losses.varifocal import VarifocalLoss, varifocal_loss
 
 __all__ = [
     "Accuracy",
+    "AssociativeEmbeddingLoss",
     "BalancedL1Loss",
+    "BoundedIoULoss",
+    "CIoULoss",
     "CrossEntropyCustomLoss",
     "CrossEntropyLoss",
+    "DIoULoss",
     "DiceLoss",
     "DistributionFocalLoss",
+    "EIoULoss",
+    "FocalCustomLoss",
     "FocalLoss",
     "GIoULoss",
     "GaussianFocalLoss",
     "IoULoss",
+    "KnowledgeDistillationKLDivLoss",
     "L1Loss",
+    "L2Loss",
     "MSELoss",
+    "MarginL2Loss",
+    "MultiPosCrossEntropyLoss",
     "QualityFocalLoss",
+    "SIoULoss",
     "SmoothL1Loss",
+    "TripletLoss",
+    "VarifocalLoss",
     "accuracy",
+    "associative_embedding_loss",
     "balanced_l1_loss",
     "binary_cross_entropy",
+    "bounded_iou_loss",
+    "ciou_loss",
     "cross_entropy",
     "dice_loss",
     "dice_loss_with_logits",
+    "diou_loss",
     "distribution_focal_loss",
+    "eiou_loss",
     "gaussian_focal_loss",
     "gaussian_focal_loss_with_pos_inds",
     "giou_loss",
     "iou_loss",
+    "knowledge_distillation_kl_div_loss",
     "l1_loss",
+    "margin_l2_loss",
     "mask_cross_entropy",
     "mse_loss",
+    "multi_pos_cross_entropy",
     "quality_focal_loss",
     "sigmoid_focal_loss",
+    "siou_loss",
     "smooth_l1_loss",
+    "triplet_loss",
+    "varifocal_loss",
 ]

@@ -2,7 +2,6 @@
 
 import warnings
 from dataclasses import dataclass
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,7 @@ from visdet_jax.function import (
     compute_dtype,
     jitted,
 )
-from visdet_jax.losses.accuracy import masked_accuracy
+from visdet_jax.losses.classifier import OwnClassifier
 from visdet_jax.module import Loss
 from visdet_jax.numerics import bce_with_logits, softplus
 from visdet_jax.reduction import (
@@ -257,7 +256,7 @@ class CrossEntropyLoss(Loss):
 
 @LOSSES.register_module()
 @dataclass(frozen=True, kw_only=True)
-class CrossEntropyCustomLoss(CrossEntropyLoss):
+class CrossEntropyCustomLoss(OwnClassifier, CrossEntropyLoss):
     """`CrossEntropyLoss` that also says how its classifier's outputs are read (V3Det).
 
     Args:
@@ -266,19 +265,9 @@ class CrossEntropyCustomLoss(CrossEntropyLoss):
 
     num_classes: int
 
-    custom_cls_channels: ClassVar[bool] = True
-    custom_activation: ClassVar[bool] = True
-    custom_accuracy: ClassVar[bool] = True
-
     def __post_init__(self):
         super().__post_init__()
         self.refuse_unless_positive("num_classes")
-
-    def get_cls_channels(self, num_classes: int) -> int:
-        """The channels of a classifier of `num_classes` classes."""
-        if num_classes != self.num_classes:
-            self.refuse(f"built for {self.num_classes} classes, asked for {num_classes}")
-        return num_classes if self.use_sigmoid else num_classes + 1
 
     def get_activation(self, cls_score: jax.Array) -> jax.Array:
         """Scores (N, num_classes + 1) of classes and background, of outputs (N, channels).
@@ -291,8 +280,3 @@ class CrossEntropyCustomLoss(CrossEntropyLoss):
         scores = jax.nn.sigmoid(fine)
         background = jnp.clip(1 - scores.sum(1, keepdims=True), 0, 1)
         return jnp.concatenate([scores, background], axis=1)
-
-    def get_accuracy(self, cls_score: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
-        """`acc_classes`: the top-1 accuracy (1,) in percent over the foreground rows, 0 of none."""
-        fine = cls_score[:, : self.num_classes]
-        return {"acc_classes": masked_accuracy(fine, labels, labels < self.num_classes)}

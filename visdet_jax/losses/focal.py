@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from visdet_jax.function import as_dtype, check_labels, check_same_shape, compute_dtype, jitted
+from visdet_jax.losses.classifier import OwnClassifier
 from visdet_jax.module import Loss
 from visdet_jax.numerics import bce_with_logits, bce_with_probs, power
 from visdet_jax.reduction import (
@@ -104,3 +105,26 @@ class FocalLoss(Loss):
             activated=self.activated,
             **reduce,
         )
+
+
+@LOSSES.register_module()
+@dataclass(frozen=True, kw_only=True)
+class FocalCustomLoss(OwnClassifier, FocalLoss):
+    """`FocalLoss` of logits that also says how its classifier's outputs are read (V3Det).
+
+    Args:
+      num_classes: of the foreground, as many as there are channels.
+      activated: must be False; the reference takes True and reads logits all the same.
+    """
+
+    num_classes: int
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.refuse_unless_positive("num_classes")
+        if self.activated:
+            self.refuse("activated must be False: pred holds logits; FocalLoss takes probabilities")
+
+    def get_activation(self, cls_score: jax.Array) -> jax.Array:
+        """Scores (N, num_classes) of outputs (N, channels): their sigmoids."""
+        return jax.nn.sigmoid(cls_score[:, : self.num_classes])

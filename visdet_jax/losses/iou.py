@@ -1,42 +1,20 @@
 """Losses of pairs of boxes by their overlap."""
 
-import functools
 import warnings
 from dataclasses import dataclass
 
 import jax.numpy as jnp
 
 from visdet_jax.boxes import overlaps
-from visdet_jax.function import check_same_shape
+from visdet_jax.losses.box_loss import box_loss, check_boxes
 from visdet_jax.module import Loss
 from visdet_jax.numerics import clamp_min
-from visdet_jax.reduction import weighted_loss
 from visdet_jax.registry import LOSSES
 
 IOU_MODES = ("linear", "square", "log")
 
 
-def _weight_of_boxes(boxes, weight):
-    """A weight for each coordinate counts by its mean, as mmdet's box targets give it."""
-    if weight.shape == boxes.shape:
-        return weight.astype(boxes.dtype).mean(-1)
-    if weight.shape == boxes.shape[:-1]:
-        return weight
-    raise ValueError(
-        f"weight must have shape {boxes.shape[:-1]} or {boxes.shape}, got {weight.shape}"
-    )
-
-
-def _check_boxes(pred, target):
-    check_same_shape(pred, target)
-    if pred.ndim == 0 or pred.shape[-1] != 4:
-        raise ValueError(f"boxes must have shape (..., 4), got {pred.shape}")
-
-
-_box_loss = functools.partial(weighted_loss, weight_of_values=_weight_of_boxes)
-
-
-@_box_loss
+@box_loss
 def iou_loss(pred, target, *, linear=False, mode="log", eps=1e-6):
     """A decreasing function of the IoU of each pair of boxes.
 
@@ -60,14 +38,14 @@ def iou_loss(pred, target, *, linear=False, mode="log", eps=1e-6):
         mode = "linear"
     if mode not in IOU_MODES:
         raise ValueError(f"mode must be one of {', '.join(IOU_MODES)}; got {mode!r}")
-    _check_boxes(pred, target)
+    check_boxes(pred, target)
     iou = clamp_min(overlaps(pred, target, "iou", 1e-6), eps)
     if mode == "linear":
         return 1 - iou
     return 1 - iou * iou if mode == "square" else -jnp.log(iou)
 
 
-@_box_loss
+@box_loss
 def giou_loss(pred, target, *, eps=1e-6):
     """One minus the generalized IoU of each pair of boxes.
 
@@ -81,7 +59,7 @@ def giou_loss(pred, target, *, eps=1e-6):
     Raises: ValueError where the shapes differ or do not end in 4.
     Rezatofighi et al. 2019, https://arxiv.org/abs/1902.09630
     """
-    _check_boxes(pred, target)
+    check_boxes(pred, target)
     return 1 - overlaps(pred, target, "giou", eps)
 
 

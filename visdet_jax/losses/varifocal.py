@@ -1,0 +1,67 @@
+"""Varifocal loss, of VarifocalNet."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from visdet_jax.function import check_same_shape
+from visdet_jax.module import Loss
+from visdet_jax.numerics import absolute, bce_with_logits, power
+from visdet_jax.reduction import weighted_loss
+from visdet_jax.registry import LOSSES
+
+
+@weighted_loss
+def varifocal_loss(pred, target, *, alpha=0.75, gamma=2.0, iou_weighted=True):
+    """Cross entropy with an IoU as its target, less of it for easy negatives only.
+
+    w BCE(p, t), p = sigmoid(pred), with w = t where t > 0 (1 without `iou_weighted`) and
+    w = alpha |p - t|^gamma elsewhere.
+
+    The gradient flows through w too, as in the reference, and is finite for every gamma ≥ 0.
+
+    Args:
+      pred: logits (..., C).
+      target: pred's shape: the IoU at an object's class, 0 elsewhere.
+      alpha: share of the negatives; ≥ 0.
+      gamma: how much less for negatives that are classified well.
+      iou_weighted: positives count by their IoU.
+    Returns: values of pred's shape, before the weight and the reduction.
+    Raises: ValueError where the shapes differ.
+    Zhang et al. 2021, https://arxiv.org/abs/2008.13367
+    """
+    check_same_shape(pred, target)
+    positive = target > 0
+    miss = jnp.where(positive, 0, absolute(jax.nn.sigmoid(pred) - target))
+    focal = jnp.where(positive, target if iou_weighted else 1, alpha * power(miss, gamma))
+    return focal * bce_with_logits(pred, target)
+
+
+@LOSSES.register_module()
+@dataclass(frozen=True, kw_only=True)
+class VarifocalLoss(Loss):
+    """Flax shim of `varifocal_loss`."""
+
+    use_sigmoid: bool = True
+    alpha: float = 0.75
+    gamma: float = 2.0
+    iou_weighted: bool = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.use_sigmoid:
+            self.refuse("use_sigmoid must be True: there is no softmax form")
+        if not isinstance(self.alpha, jax.Array) and self.alpha < 0:
+            self.refuse(f"alpha must be ≥ 0, got {self.alpha!r}")
+
+    def compute(self, pred, target, weight, **reduce):
+        return varifocal_loss(
+            pred,
+            target,
+            weight,
+            alpha=self.alpha,
+            gamma=self.gamma,
+            iou_weighted=self.iou_weighted,
+            **reduce,
+        )
