@@ -36,7 +36,13 @@ from visdet_jax.losses import (
     smooth_l1_loss,
 )
 from visdet_jax.module import Loss, StatefulLoss
-from visdet_jax.reduction import reduce_loss, reduce_mean, weight_reduce_loss, weighted_loss
+from visdet_jax.reduction import (
+    reduce_loss,
+    reduce_mean,
+    reduce_sum,
+    weight_reduce_loss,
+    weighted_loss,
+)
 from visdet_jax.registry import LOSSES, MODELS, Registry, build_loss
 
 __all__ = [
