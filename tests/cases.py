@@ -18,6 +18,8 @@ class Row:
     inputs: rng -> (pred, target) or (pred, target, keywords); the first axis is the rows.
     extremes: the same, finite but as bad as it gets.
     bad_target: a target of another shape, that must be refused.
+    mean: what the mean is over: "values" as everywhere, "positives" of the loss's own counting,
+      or "density" where weight and avg_factor are no factors and there is no sum (GHM).
     """
 
     inputs: Callable[[np.random.Generator], tuple]
@@ -25,6 +27,7 @@ class Row:
     bad_target: Any
     config: dict[str, Any] = field(default_factory=dict)
     is_metric: bool = False
+    mean: str = "values"
 
 
 def floats(*shape):
@@ -133,6 +136,18 @@ def with_distances(make):
     return lambda rng: (make(rng, ROWS, 9), rng.uniform(0, 8, ROWS).astype(np.float32))
 
 
+def with_object_labels(make, channels):
+    """Labels of CLASSES classes and background, and a channel each or one more."""
+    return lambda rng: (make(rng, ROWS, channels), labels(rng, CLASSES + 1))
+
+
+def with_binary_targets(make):
+    return lambda rng: (make(rng, ROWS, CLASSES), (rng.random((ROWS, CLASSES)) < 0.3).astype(np.float32))
+
+
+SEESAW = with_object_labels(logits, CLASSES + 2), with_object_labels(extreme_logits, CLASSES + 2)
+
+
 CASES: dict[str, list[Row]] = {
     "Accuracy": [
         Row(with_labels(logits), with_labels(extreme_logits), floats(ROWS), is_metric=True)
@@ -173,6 +188,10 @@ CASES: dict[str, list[Row]] = {
     "DistributionFocalLoss": [
         Row(with_distances(logits), with_distances(extreme_logits), floats(ROWS, 1))
     ],
+    "EQLV2Loss": [
+        Row(with_object_labels(logits, CLASSES + 1), with_object_labels(extreme_logits, CLASSES + 1),
+            floats(ROWS, 1), {"num_classes": CLASSES}),
+    ],
     "FocalLoss": [
         Row(with_labels(logits), with_labels(extreme_logits), floats(ROWS, 1)),
         Row(with_labels(logits), with_labels(extreme_logits), floats(ROWS, 1), {"gamma": 0.5}),
@@ -182,6 +201,15 @@ CASES: dict[str, list[Row]] = {
             floats(ROWS, 1),
             {"activated": True, "gamma": 0.5},
         ),
+    ],
+    "GHMC": [
+        Row(with_labels(logits), with_labels(extreme_logits), floats(ROWS, 1), mean="density"),
+        Row(with_binary_targets(logits), with_binary_targets(extreme_logits), floats(ROWS, 1),
+            {"momentum": 0.5, "bins": 4}, mean="density"),
+    ],
+    "GHMR": [
+        Row(elementwise, elementwise_extremes, floats(ROWS, 1), {"mu": 1.0}, mean="density"),
+        Row(elementwise, elementwise_extremes, floats(ROWS, 1), {"momentum": 0.5}, mean="density"),
     ],
     "GIoULoss": [Row(box_pair, box_extremes, floats(ROWS, 1))],
     "GaussianFocalLoss": [
@@ -202,6 +230,11 @@ CASES: dict[str, list[Row]] = {
             floats(ROWS, 1),
             {"activated": True, "beta": 0.5},
         ),
+    ],
+    "SeesawLoss": [
+        Row(*SEESAW, floats(ROWS, 1), {"num_classes": CLASSES}, mean="positives"),
+        Row(*SEESAW, floats(ROWS, 1), {"num_classes": CLASSES, "return_dict": False},
+            mean="positives"),
     ],
     "SmoothL1Loss": [Row(elementwise, elementwise_extremes, floats(ROWS, 1), {"beta": 0.5})],
 }

@@ -161,9 +161,9 @@ class StatefulLoss(Loss):
 
         `axis_name` names the mesh axis, or axes, over which the batch is spread.
         """
-        expected = jax.tree.structure(jax.eval_shape(self.init))
-        if jax.tree.structure(state) != expected:
-            self.refuse(f"state must be of init() or of the last update(), got {state!r}")
+        given, expected = (jax.tree.map(np.shape, tree) for tree in (state, self.init()))
+        if jax.tree.flatten(given) != jax.tree.flatten(expected):
+            self.refuse(f"state must come from init() or update(), {expected}; got {given}")
         reduction = self._reduction(reduction_override)
         value, state = self.step(
             state,
