@@ -160,7 +160,7 @@ def _accumulated(state, length, top, valid, momentum, axis_name):
 
 
 def _harmonized(values, state, length, top, valid, total, reduction, axis_name):
-    (acc_sum,) = state
+    (acc_sum,) = jax.lax.stop_gradient(state)
     index, counts = _counts(length, top, valid, len(acc_sum), axis_name)
     total = jnp.maximum(total.astype(values.dtype), 1)
     filled = jnp.maximum((counts > 0).sum(), 1).astype(values.dtype)

@@ -100,7 +100,7 @@ def seesaw_ce_loss(
         return jnp.where(own, x, 0).sum(1, keepdims=True)
 
     # In log space nothing overflows, and p and q may be traced.
-    log_n = jnp.log(clamp_min(cum_samples.astype(dtype), 1))[None]
+    log_n = jnp.log(clamp_min(jax.lax.stop_gradient(cum_samples).astype(dtype), 1))[None]
     log_s = jax.nn.log_softmax(jax.lax.stop_gradient(pred), axis=1)
     mitigation = p * jnp.minimum(log_n - of_own_class(log_n), 0)
     compensation = q * jnp.maximum(log_s - jnp.maximum(of_own_class(log_s), jnp.log(eps)), 0)
