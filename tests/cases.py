@@ -142,7 +142,10 @@ def with_object_labels(make, channels):
 
 
 def with_binary_targets(make):
-    return lambda rng: (make(rng, ROWS, CLASSES), (rng.random((ROWS, CLASSES)) < 0.3).astype(np.float32))
+    return lambda rng: (
+        make(rng, ROWS, CLASSES),
+        (rng.random((ROWS, CLASSES)) < 0.3).astype(np.float32),
+    )
 
 
 SEESAW = with_object_labels(logits, CLASSES + 2), with_object_labels(extreme_logits, CLASSES + 2)
@@ -189,8 +192,12 @@ CASES: dict[str, list[Row]] = {
         Row(with_distances(logits), with_distances(extreme_logits), floats(ROWS, 1))
     ],
     "EQLV2Loss": [
-        Row(with_object_labels(logits, CLASSES + 1), with_object_labels(extreme_logits, CLASSES + 1),
-            floats(ROWS, 1), {"num_classes": CLASSES}),
+        Row(
+            with_object_labels(logits, CLASSES + 1),
+            with_object_labels(extreme_logits, CLASSES + 1),
+            floats(ROWS, 1),
+            {"num_classes": CLASSES},
+        ),
     ],
     "FocalLoss": [
         Row(with_labels(logits), with_labels(extreme_logits), floats(ROWS, 1)),
@@ -204,8 +211,13 @@ CASES: dict[str, list[Row]] = {
     ],
     "GHMC": [
         Row(with_labels(logits), with_labels(extreme_logits), floats(ROWS, 1), mean="density"),
-        Row(with_binary_targets(logits), with_binary_targets(extreme_logits), floats(ROWS, 1),
-            {"momentum": 0.5, "bins": 4}, mean="density"),
+        Row(
+            with_binary_targets(logits),
+            with_binary_targets(extreme_logits),
+            floats(ROWS, 1),
+            {"momentum": 0.5, "bins": 4},
+            mean="density",
+        ),
     ],
     "GHMR": [
         Row(elementwise, elementwise_extremes, floats(ROWS, 1), {"mu": 1.0}, mean="density"),
@@ -233,8 +245,12 @@ CASES: dict[str, list[Row]] = {
     ],
     "SeesawLoss": [
         Row(*SEESAW, floats(ROWS, 1), {"num_classes": CLASSES}, mean="positives"),
-        Row(*SEESAW, floats(ROWS, 1), {"num_classes": CLASSES, "return_dict": False},
-            mean="positives"),
+        Row(
+            *SEESAW,
+            floats(ROWS, 1),
+            {"num_classes": CLASSES, "return_dict": False},
+            mean="positives",
+        ),
     ],
     "SmoothL1Loss": [Row(elementwise, elementwise_extremes, floats(ROWS, 1), {"beta": 0.5})],
 }

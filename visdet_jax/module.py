@@ -87,19 +87,12 @@ class Loss(Config):
         """The state before the first `update`: () for a loss that keeps none."""
         return ()
 
-    def update(
-        self,
-        state: Any,
-        pred: jax.Array,
-        target: Any,
-        *args: Any,
-        axis_name: str | tuple[str, ...] | None = None,
-        **kwargs: Any,
-    ) -> Any:
+    def update(self, state: Any, pred: jax.Array, target: Any, *args: Any, **kwargs: Any) -> Any:
         """(loss, next state) of a call, for losses with and without state alike.
 
         `axis_name` is for the statistics of a `StatefulLoss`; here is nothing to merge.
         """
+        kwargs.pop("axis_name", None)
         return self(pred, target, *args, **kwargs), state
 
     def _reduction(self, override: str | None) -> str:
@@ -164,16 +157,11 @@ class StatefulLoss(Loss):
         given, expected = (jax.tree.map(np.shape, tree) for tree in (state, self.init()))
         if jax.tree.flatten(given) != jax.tree.flatten(expected):
             self.refuse(f"state must come from init() or update(), {expected}; got {given}")
+        if axis_name is not None:
+            extra["axis_name"] = axis_name
         reduction = self._reduction(reduction_override)
         value, state = self.step(
-            state,
-            pred,
-            target,
-            weight,
-            reduction=reduction,
-            avg_factor=avg_factor,
-            axis_name=axis_name,
-            **extra,
+            state, pred, target, weight, reduction=reduction, avg_factor=avg_factor, **extra
         )
         return jax.tree.map(lambda part: self.loss_weight * part, value), state
 
@@ -182,7 +170,7 @@ class StatefulLoss(Loss):
     ) -> Any:
         """(loss before `loss_weight`, next state).
 
-        `reduce` holds `reduction`, `avg_factor` and `axis_name`.
+        `reduce` holds `reduction`, `avg_factor` and, where it is given, `axis_name`.
         """
         raise NotImplementedError(f"{type(self).__name__} must define step")
 

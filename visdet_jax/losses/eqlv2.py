@@ -152,7 +152,7 @@ class EQLV2Loss(StatefulLoss):
         classes = self.num_classes
         return EQLV2State(jnp.zeros(classes), jnp.zeros(classes), jnp.full(classes, 100.0))
 
-    def step(self, state, pred, target, weight, *, axis_name, **reduce):
+    def step(self, state, pred, target, weight, *, axis_name=None, **reduce):
         shape = {"mu": self.mu, "alpha": self.alpha, "gamma": self.gamma}
         value = eqlv2_loss(pred, target, weight, state=state, **shape, **reduce)
         return value, eqlv2_statistics(state, pred, target, weight, **shape, axis_name=axis_name)

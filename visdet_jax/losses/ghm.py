@@ -170,7 +170,7 @@ def _harmonized(values, state, length, top, valid, total, reduction, axis_name):
     for i in range(len(acc_sum)):
         weight = jnp.where(valid & (index == i), say[i], weight)
     # A device's part of the mean is over its share of n, so that the parts' mean is the whole's.
-    share = total / reduce_sum(1, axis_name)
+    share = total / reduce_sum(jnp.ones_like(total), axis_name)
     return weight_reduce_loss(values, weight, reduction, share)
 
 
@@ -178,7 +178,8 @@ def _harmonized(values, state, length, top, valid, total, reduction, axis_name):
 class _GHM(StatefulLoss):
     """The fields and the state that both have.
 
-    Without momentum nothing is remembered: `init()` is (), and the loss is called like any other.
+    Without momentum nothing is remembered: `init()` is (), and `loss(pred, target, ...)` works as
+    for any other loss.
     """
 
     bins: int = 10
@@ -197,7 +198,10 @@ class _GHM(StatefulLoss):
     def _check_reduction(self, name, reduction):
         super()._check_reduction(name, reduction)
         if reduction == "sum":
-            self.refuse(f"{name} must be mean or none: the weights hold the number of elements")
+            # In the reference every call with sum raises.
+            self.refuse(
+                f"{name} must be mean or none: GHM divides by its own counts, it has no sum"
+            )
 
 
 @LOSSES.register_module()
@@ -217,20 +221,21 @@ class GHMC(_GHM):
             self.refuse("use_sigmoid must be True: there is no softmax form")
 
     def step(
-        self, state, pred, target, weight, *, label_weight=None, avg_factor, reduction, axis_name
+        self,
+        state,
+        pred,
+        target,
+        weight,
+        *,
+        label_weight=None,
+        avg_factor=None,
+        axis_name=None,
+        **reduce,
     ):
-        weight = self.one_of(weight=weight, label_weight=label_weight)
-        counted = ghmc_statistics(
-            state or GHMState(jnp.zeros(self.bins)),
-            pred,
-            target,
-            weight,
-            momentum=self.momentum,
-            axis_name=axis_name,
-        )
-        value = ghmc_loss(
-            pred, target, weight, state=counted, reduction=reduction, axis_name=axis_name
-        )
+        batch = pred, target, self.one_of(weight=weight, label_weight=label_weight)
+        before = state or GHMState(jnp.zeros(self.bins))
+        counted = ghmc_statistics(before, *batch, momentum=self.momentum, axis_name=axis_name)
+        value = ghmc_loss(*batch, state=counted, axis_name=axis_name, **reduce)
         return value, counted if state else state
 
 
@@ -246,25 +251,21 @@ class GHMR(_GHM):
         self.refuse_unless_positive("mu")
 
     def step(
-        self, state, pred, target, weight, *, label_weight=None, avg_factor, reduction, axis_name
+        self,
+        state,
+        pred,
+        target,
+        weight,
+        *,
+        label_weight=None,
+        avg_factor=None,
+        axis_name=None,
+        **reduce,
     ):
-        weight = self.one_of(weight=weight, label_weight=label_weight)
+        batch = pred, target, self.one_of(weight=weight, label_weight=label_weight)
+        before = state or GHMState(jnp.zeros(self.bins))
         counted = ghmr_statistics(
-            state or GHMState(jnp.zeros(self.bins)),
-            pred,
-            target,
-            weight,
-            mu=self.mu,
-            momentum=self.momentum,
-            axis_name=axis_name,
+            before, *batch, mu=self.mu, momentum=self.momentum, axis_name=axis_name
         )
-        value = ghmr_loss(
-            pred,
-            target,
-            weight,
-            state=counted,
-            mu=self.mu,
-            reduction=reduction,
-            axis_name=axis_name,
-        )
+        value = ghmr_loss(*batch, state=counted, mu=self.mu, axis_name=axis_name, **reduce)
         return value, counted if state else state

@@ -213,7 +213,7 @@ class SeesawLoss(StatefulLoss):
     def init(self):
         return SeesawState(jnp.zeros(self.num_classes + 1))
 
-    def step(self, state, pred, target, weight, *, label_weights=None, axis_name, **reduce):
+    def step(self, state, pred, target, weight, *, label_weights=None, axis_name=None, **reduce):
         weight = self.one_of(weight=weight, label_weights=label_weights)
         state = seesaw_statistics(state, target, weight, axis_name=axis_name)
         parts = seesaw_loss(
