@@ -20,8 +20,10 @@ class Row:
     bad_target: a target of another shape, that must be refused.
     is_metric: no gradient.
     is_bare: called with (pred, target) and its keywords: no weight, no reduction; returns a tuple.
-    own_mean: its mean is over a count of its own, and its weight may change.
     detached: part of its value has no gradient on purpose, which finite differences cannot know.
+    mean: what the mean is over: "values" as everywhere; "positives" of the loss's own counting;
+      "density" where weight and avg_factor are no factors and there is no sum (GHM); "mined"
+      where the loss counts what its mining leaves, and its weight may change.
     """
 
     inputs: Callable[[np.random.Generator], tuple]
@@ -30,8 +32,8 @@ class Row:
     config: dict[str, Any] = field(default_factory=dict)
     is_metric: bool = False
     is_bare: bool = False
-    own_mean: bool = False
     detached: bool = False
+    mean: str = "values"
 
 
 def floats(*shape):
@@ -194,6 +196,21 @@ def with_corners(make):
     return inputs
 
 
+def with_object_labels(make, channels):
+    """Labels of CLASSES classes and background, and a channel each or one more."""
+    return lambda rng: (make(rng, ROWS, channels), labels(rng, CLASSES + 1))
+
+
+def with_binary_targets(make):
+    return lambda rng: (
+        make(rng, ROWS, CLASSES),
+        (rng.random((ROWS, CLASSES)) < 0.3).astype(np.float32),
+    )
+
+
+SEESAW = with_object_labels(logits, CLASSES + 2), with_object_labels(extreme_logits, CLASSES + 2)
+
+
 CASES: dict[str, list[Row]] = {
     "Accuracy": [
         Row(with_labels(logits), with_labels(extreme_logits), floats(ROWS), is_metric=True)
@@ -241,6 +258,14 @@ CASES: dict[str, list[Row]] = {
         Row(with_distances(logits), with_distances(extreme_logits), floats(ROWS, 1))
     ],
     "EIoULoss": [Row(box_pair, box_extremes, floats(ROWS, 1))],
+    "EQLV2Loss": [
+        Row(
+            with_object_labels(logits, CLASSES + 1),
+            with_object_labels(extreme_logits, CLASSES + 1),
+            floats(ROWS, 1),
+            {"num_classes": CLASSES},
+        ),
+    ],
     "FocalCustomLoss": [
         Row(
             with_labels(logits),
@@ -258,6 +283,20 @@ CASES: dict[str, list[Row]] = {
             floats(ROWS, 1),
             {"activated": True, "gamma": 0.5},
         ),
+    ],
+    "GHMC": [
+        Row(with_labels(logits), with_labels(extreme_logits), floats(ROWS, 1), mean="density"),
+        Row(
+            with_binary_targets(logits),
+            with_binary_targets(extreme_logits),
+            floats(ROWS, 1),
+            {"momentum": 0.5, "bins": 4},
+            mean="density",
+        ),
+    ],
+    "GHMR": [
+        Row(elementwise, elementwise_extremes, floats(ROWS, 1), {"mu": 1.0}, mean="density"),
+        Row(elementwise, elementwise_extremes, floats(ROWS, 1), {"momentum": 0.5}, mean="density"),
     ],
     "GIoULoss": [Row(box_pair, box_extremes, floats(ROWS, 1))],
     "GaussianFocalLoss": [
@@ -278,7 +317,7 @@ CASES: dict[str, list[Row]] = {
             with_similarities(probabilities),
             with_similarities(extreme_logits),
             floats(ROWS, 1),
-            own_mean=True,
+            mean="mined",
         ),
     ],
     "MSELoss": [Row(elementwise, elementwise_extremes, floats(ROWS, 1))],
@@ -288,7 +327,7 @@ CASES: dict[str, list[Row]] = {
             with_similarities(extreme_logits),
             floats(ROWS, 1),
             {"neg_pos_ub": 2, "pos_margin": 0.1, "neg_margin": 0.2, "hard_mining": True},
-            own_mean=True,
+            mean="mined",
         ),
     ],
     "MultiPosCrossEntropyLoss": [
@@ -306,6 +345,15 @@ CASES: dict[str, list[Row]] = {
     "SIoULoss": [
         Row(box_pair, box_extremes, floats(ROWS, 1)),
         Row(box_pair, box_extremes, floats(ROWS, 1), {"neg_gamma": True}),
+    ],
+    "SeesawLoss": [
+        Row(*SEESAW, floats(ROWS, 1), {"num_classes": CLASSES}, mean="positives"),
+        Row(
+            *SEESAW,
+            floats(ROWS, 1),
+            {"num_classes": CLASSES, "return_dict": False},
+            mean="positives",
+        ),
     ],
     "SmoothL1Loss": [Row(elementwise, elementwise_extremes, floats(ROWS, 1), {"beta": 0.5})],
     "TripletLoss": [

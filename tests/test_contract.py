@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import operator
 import re
 
 import chex
@@ -30,9 +31,16 @@ every_differentiable = pytest.mark.parametrize(("name", "row"), WITH_BARE)
 every_loss = pytest.mark.parametrize(("name", "row"), CASE_ROWS)
 
 
+def run(loss, pred, target, *arguments, **options):
+    """The result of a first call: through `init` and `update`, which every loss has."""
+    if not isinstance(loss, Loss):
+        return loss(pred, target, *arguments, **options)
+    return loss.update(loss.init(), pred, target, *arguments, **options)[0]
+
+
 def added(value):
-    """The parts of a loss that returns several, added up."""
-    return sum(value) if isinstance(value, tuple) else value
+    """The sum of the parts of a loss that gives several by name."""
+    return functools.reduce(operator.add, jax.tree.leaves(value))
 
 
 class Call:
@@ -46,7 +54,7 @@ class Call:
 
     def __call__(self, pred, weight=None, **options):
         weight = () if weight is None else (weight,)
-        return added(self.loss(pred, self.target, *weight, **self.keywords, **options))
+        return added(run(self.loss, pred, self.target, *weight, **self.keywords, **options))
 
     def rows(self, index):
         """The same call on some of its rows."""
@@ -61,16 +69,16 @@ class Call:
         """Jitted; the gradient of the sum of whatever the loss returns."""
 
         @jax.jit
-        def run(pred, target, keywords, weight):
+        def compiled(pred, target, keywords, weight):
             def total(pred):
                 weighed = () if weight is None else (weight,)
-                value = added(self.loss(pred, target, *weighed, **keywords, **options))
+                value = added(run(self.loss, pred, target, *weighed, **keywords, **options))
                 return value.sum(), value
 
             (_, value), gradient = jax.value_and_grad(total, has_aux=True)(pred)
             return value, gradient
 
-        return run(self.pred, self.target, self.keywords, weight)
+        return compiled(self.pred, self.target, self.keywords, weight)
 
 
 def test_every_registered_class_has_a_case():
@@ -84,17 +92,17 @@ def test_every_registered_class_has_a_case():
 def test_jit_equals_eager_and_vmap_the_loop(name, row):
     call = Call(name, row)
 
-    def run(pred, target, keywords):
-        return call.loss(pred, target, **keywords)
+    def first(pred, target, keywords):
+        return run(call.loss, pred, target, **keywords)
 
     arguments = (call.pred, call.target, call.keywords)
     with jax.disable_jit():
-        eager = run(*arguments)
-    chex.assert_trees_all_close(jax.jit(run)(*arguments), eager, rtol=2e-5, atol=1e-6)
+        eager = first(*arguments)
+    chex.assert_trees_all_close(jax.jit(first)(*arguments), eager, rtol=2e-5, atol=1e-6)
     halves = jax.tree.map(lambda x: x.reshape(2, ROWS // 2, *x.shape[1:]), arguments)
-    loop = [run(*jax.tree.map(lambda x, i=i: x[i], halves)) for i in range(2)]
+    loop = [first(*jax.tree.map(lambda x, i=i: x[i], halves)) for i in range(2)]
     looped = jax.tree.map(lambda *parts: jnp.stack(parts), *loop)
-    chex.assert_trees_all_close(jax.vmap(run)(*halves), looped, rtol=2e-5, atol=1e-6)
+    chex.assert_trees_all_close(jax.vmap(first)(*halves), looped, rtol=2e-5, atol=1e-6)
 
 
 @every_differentiable
@@ -105,13 +113,13 @@ def test_numbers_are_traceable(name, row):
     settings = {key: getattr(call.loss, key) for key in numbers}
     sweep = {key: jnp.array([value, value + 0.25]) for key, value in settings.items()}
 
-    def run(settings):
+    def build_and_run(settings):
         loss = dataclasses.replace(call.loss, **settings)
-        return added(loss(call.pred, call.target, **call.keywords))
+        return added(run(loss, call.pred, call.target, **call.keywords))
 
-    swept = jax.vmap(run)(sweep)
+    swept = jax.vmap(build_and_run)(sweep)
     for i in range(2):
-        alone = run({key: float(values[i]) for key, values in sweep.items()})
+        alone = build_and_run({key: float(values[i]) for key, values in sweep.items()})
         np.testing.assert_allclose(swept[i], alone, rtol=2e-5, atol=1e-6)
 
 
@@ -129,10 +137,10 @@ def test_forward_mode_and_second_derivatives(name, row):
     direction = jnp.asarray(np.random.default_rng(1).normal(size=call.pred.shape), jnp.float32)
 
     @jax.jit
-    def run(pred, direction):
+    def derivatives(pred, direction):
         return jax.jvp(call, (pred,), (direction,)), jax.jvp(jax.grad(call), (pred,), (direction,))
 
-    (_, slope), (gradient, curvature) = run(call.pred, direction)
+    (_, slope), (gradient, curvature) = derivatives(call.pred, direction)
     np.testing.assert_allclose(slope, (gradient * direction).sum(), rtol=1e-4, atol=1e-5)
     assert np.isfinite(curvature).all()
 
@@ -167,7 +175,7 @@ def test_a_row_of_weight_0_is_not_read(name, row):
 def test_the_mean_of_nothing_is_0(name, row):
     call = Call(name, row)
     nothing = call.rows(slice(0, 0))
-    for reduction in ("mean", "sum"):
+    for reduction in ("mean",) if row.mean == "density" else ("mean", "sum"):
         value, gradient = nothing.value_and_gradient(reduction_override=reduction)
         assert value.shape == ()
         assert value == 0
@@ -213,31 +221,45 @@ def test_float64_stays_float64(name, row, x64):
 
 
 @every_loss
-def test_weight_reduction_and_avg_factor(name, row):
+def test_weight_and_loss_weight(name, row):
     call = Call(name, row)
     plain = call(call.pred)
     values = call(call.pred, reduction_override="none") / call.loss.loss_weight
-    total = call(call.pred, reduction_override="sum")
-    assert plain.shape == total.shape == ()
-    np.testing.assert_allclose(total, values.sum(), rtol=1e-5)
-    if not row.own_mean:
-        np.testing.assert_allclose(plain * values.size, total, rtol=1e-5)
     np.testing.assert_allclose(call(call.pred, jnp.ones(ROWS)), plain, rtol=1e-6)
     np.testing.assert_allclose(call(call.pred, jnp.ones(values.shape)), plain, rtol=1e-6)
-    if not row.own_mean:
-        for number in (4, 4.0, jnp.float32(4), np.int32(4)):
-            np.testing.assert_allclose(call(call.pred, avg_factor=number), total / 4, rtol=1e-5)
-        weight = np.linspace(-1, 2, ROWS, dtype=np.float32)
-        by_row = values * weight.reshape((ROWS,) + (1,) * (values.ndim - 1))
-        weighed = call(call.pred, weight, reduction_override="none")
-        np.testing.assert_allclose(weighed, by_row, rtol=1e-6)
-    doubled = build_loss({"type": name, **row.config, "loss_weight": 2 * call.loss.loss_weight})
-    np.testing.assert_allclose(
-        doubled(call.pred, call.target, **call.keywords), 2 * plain, rtol=1e-6
-    )
+    doubled = Call(name, row, loss_weight=2 * call.loss.loss_weight)
+    np.testing.assert_allclose(doubled(call.pred), 2 * plain, rtol=1e-6)
+    if row.mean in ("density", "mined"):
+        return
+    weight = np.linspace(-1, 2, ROWS, dtype=np.float32)
+    by_row = values * weight.reshape((ROWS,) + (1,) * (values.ndim - 1))
+    weighed = call(call.pred, weight, reduction_override="none")
+    np.testing.assert_allclose(weighed, by_row, rtol=1e-6)
+
+
+@every_loss
+def test_reduction_and_avg_factor(name, row):
+    call = Call(name, row)
+    plain = call(call.pred)
+    values = call(call.pred, reduction_override="none") / call.loss.loss_weight
+    assert plain.shape == ()
     np.testing.assert_array_equal(
         call(call.pred, reduction_override="none", avg_factor=7.0), values
     )
+    if row.mean == "density":
+        with pytest.raises(ValueError, match="must be mean or none"):
+            call(call.pred, reduction_override="sum")
+        np.testing.assert_allclose(plain * values.size, values.sum(), rtol=1e-5)
+        np.testing.assert_array_equal(call(call.pred, avg_factor=7.0), plain)
+        return
+    total = call(call.pred, reduction_override="sum")
+    assert total.shape == ()
+    np.testing.assert_allclose(total, values.sum(), rtol=1e-5)
+    if row.mean == "values":
+        np.testing.assert_allclose(plain * values.size, total, rtol=1e-5)
+    if row.mean != "mined":
+        for number in (4, 4.0, jnp.float32(4), np.int32(4)):
+            np.testing.assert_allclose(call(call.pred, avg_factor=number), total / 4, rtol=1e-5)
     with pytest.raises(ValueError, match='avg_factor can not be used with reduction="sum"'):
         call(call.pred, reduction_override="sum", avg_factor=2.0)
 
@@ -268,7 +290,7 @@ def test_bad_input_is_an_error_that_names_the_loss(name, row):
 
     def refused(error, *arguments, **options):
         with pytest.raises(error) as caught:
-            call.loss(*arguments, **{**keywords, **options})
+            run(call.loss, *arguments, **{**keywords, **options})
         assert key in plain.sub("", str(caught.value)).lower()
 
     refused((ValueError, TypeError), pred, jnp.asarray(row.bad_target))
@@ -282,7 +304,8 @@ def test_bad_input_is_an_error_that_names_the_loss(name, row):
         return
     refused(ValueError, pred, target, reduction_override="average")
     refused((ValueError, TypeError), pred, target, jnp.ones(ROWS - 1))
-    refused(ValueError, pred, target, avg_factor=jnp.ones(1))
+    if row.mean != "density":
+        refused(ValueError, pred, target, avg_factor=jnp.ones(1))
 
 
 @every_class
@@ -301,14 +324,14 @@ def test_a_shim_is_its_fields(name, row):
 def test_equal_losses_share_one_trace_and_live_in_modules(name, row):
     call = Call(name, row)
     arguments = (call.pred, call.target)
-    expected = call.loss(*arguments, **call.keywords)
+    expected = run(call.loss, *arguments, **call.keywords)
     traces = []
 
-    def run(loss, pred, target, keywords):
+    def traced(loss, pred, target, keywords):
         traces.append(loss)
-        return loss(pred, target, **keywords)
+        return run(loss, pred, target, **keywords)
 
-    for jitted in (jax.jit(run), jax.jit(run, static_argnums=0)):
+    for jitted in (jax.jit(traced), jax.jit(traced, static_argnums=0)):
         traces.clear()
         for _ in range(3):
             loss = build_loss({"type": name, **row.config})
@@ -321,7 +344,7 @@ def test_equal_losses_share_one_trace_and_live_in_modules(name, row):
         loss: nnx.Module
 
         def __call__(self, *arguments):
-            return self.loss(*arguments, **call.keywords)
+            return run(self.loss, *arguments, **call.keywords)
 
     class Nnx(nnx.Module):
         def __init__(self):
@@ -329,5 +352,27 @@ def test_equal_losses_share_one_trace_and_live_in_modules(name, row):
 
     close = functools.partial(chex.assert_trees_all_close, rtol=2e-5, atol=1e-6)
     close(Linen(call.loss).apply({}, *arguments), expected)
-    run_nnx = nnx.jit(lambda module: module.loss(*arguments, **call.keywords))
+    run_nnx = nnx.jit(lambda module: run(module.loss, *arguments, **call.keywords))
     close(run_nnx(Nnx()), expected)
+
+
+@every_loss
+def test_a_loss_without_state_is_called_and_one_with_state_says_how(name, row):
+    call = Call(name, row)
+    state = call.loss.init()
+    if jax.tree.leaves(state):
+        with pytest.raises(TypeError, match=rf"{name} keeps running statistics: .*\.update"):
+            call.loss(call.pred, call.target, **call.keywords)
+        return
+    assert state == ()
+    value, after = call.loss.update(state, call.pred, call.target, **call.keywords)
+    assert after == ()
+    chex.assert_trees_all_equal(call.loss(call.pred, call.target, **call.keywords), value)
+
+    def update(pred, target, keywords):
+        return call.loss.update(state, pred, target, **keywords, axis_name="devices")
+
+    one_device = jax.tree.map(lambda x: x[None], (call.pred, call.target, call.keywords))
+    (alone,), after = jax.vmap(update, axis_name="devices")(*one_device)
+    assert after == ()
+    np.testing.assert_allclose(alone, value, rtol=1e-6)

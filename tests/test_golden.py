@@ -1,4 +1,4 @@
-"""Replays the reference's cases: value and gradient in float64, values in float32."""
+"""Replays the reference's cases: value, gradient and state in float64, no gradient in float32."""
 
 import json
 import warnings
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import visdet_jax
-from golden.differences import DIFFERENCES, OTHER_DEFAULTS, RAISES
+from golden.differences import DIFFERENCES, OTHER_DEFAULTS, RAISES, Rearranged
 from golden.read_golden import read
 
 FILES = sorted((Path(__file__).parent / "golden").glob("*.npz"))
@@ -35,7 +35,7 @@ def is_array(x):
 
 
 class Case:
-    """A golden case as a call: what is static, what is traced, what is differentiated."""
+    """A golden case, or a step of one, as a call: what is static, traced, differentiated."""
 
     def __init__(self, case, precision):
         cast = np.float64 if precision == "float64" else np.float32
@@ -49,8 +49,9 @@ class Case:
         inputs = {k: to_array(v) if is_array(v) else v for k, v in case["inputs"].items()}
         self.positional = [k for k in ("pred", "target") if k in inputs]
         settings = {k: v for k, v in case["cfg"].items() if k != "type"}
-        # Numbers are traced, so that cases share programs; these two are shapes.
-        traced = {k for k, v in settings.items() if is_number(v)} - {"num_classes", "topk"}
+        # Numbers are traced, so that cases share programs; these are shapes.
+        shapes = {"num_classes", "topk", "bins", "momentum"}
+        traced = {k for k, v in settings.items() if is_number(v)} - shapes
         self.static = {k: v for k, v in settings.items() if k not in traced}
         self.static_inputs = {
             k: v for k, v in inputs.items() if k == "topk" or not (is_array(v) or is_number(v))
@@ -59,11 +60,11 @@ class Case:
             "settings": {k: settings[k] for k in traced},
             "inputs": {k: v for k, v in inputs.items() if k not in self.static_inputs},
         }
-        if (
-            "random" in case["tags"]
-        ):  # the reference's own generator; what is stored does not depend on it
+        if "random" in case["tags"]:
+            # The reference draws from its own generator; what is stored does not depend on it.
             self.arguments["inputs"]["key"] = jax.random.PRNGKey(0)
-        self.wrt = {k: self.arguments["inputs"].pop(k) for k in case["grad_wrt"]}
+        wrt = case["grad_wrt"] if precision == "float64" else []
+        self.wrt = {k: self.arguments["inputs"].pop(k) for k in wrt}
 
     def key(self):
         """Cases of one key share a compiled program."""
@@ -74,34 +75,46 @@ class Case:
             [self.type, self.method, self.static, self.static_inputs, shapes], sort_keys=True
         )
 
-    def call(self, wrt, settings, inputs):
-        """The outputs by the golden files' names."""
+    def function(self, settings):
+        if self.type[0].islower():
+            return getattr(visdet_jax, self.type)
+        loss = visdet_jax.build_loss({"type": self.type, **self.static, **settings})
+        return getattr(loss, self.method) if self.method else loss
+
+    def init(self):
+        """The state before the first step, () for all that keep none."""
+        function = self.function(self.arguments["settings"])
+        return function.init() if isinstance(function, visdet_jax.Loss) else ()
+
+    def call(self, wrt, settings, inputs, state):
+        """The outputs by the golden files' names, and the next state."""
         inputs = {**wrt, **inputs, **self.static_inputs}
         arguments = [inputs.pop(name) for name in self.positional]
-        if self.type[0].islower():
-            function = getattr(visdet_jax, self.type)
+        function = self.function(settings)
+        if isinstance(function, visdet_jax.Loss):
+            out, state = function.update(state, *arguments, **inputs)
         else:
-            function = visdet_jax.build_loss({"type": self.type, **self.static, **settings})
-            function = getattr(function, self.method) if self.method else function
-        out = function(*arguments, **inputs)
+            out = function(*arguments, **inputs)
         if isinstance(out, dict):
-            return {f"out.{k}": v for k, v in out.items()}
+            return {f"out.{k}": v for k, v in out.items()}, state
         if isinstance(out, tuple | list):
-            return {f"out.{i}": v for i, v in enumerate(out)}
-        return {"out": out}
+            return {f"out.{i}": v for i, v in enumerate(out)}, state
+        return {"out": out}, state
 
     def program(self):
-        """Jitted: outputs, and the gradients of their sum."""
+        """Jitted: outputs, the gradients of their sum, and the next state."""
 
-        def total(wrt, settings, inputs):
-            out = self.call(wrt, settings, inputs)
-            return sum(jnp.sum(v) for v in out.values()), out
+        def total(wrt, settings, inputs, state):
+            out, state = self.call(wrt, settings, inputs, state)
+            return sum(jnp.sum(v) for v in out.values()), (out, state)
 
-        def run(wrt, settings, inputs):
+        def run(wrt, **arguments):
             if not wrt:
-                return self.call(wrt, settings, inputs), {}
-            (_, out), gradient = jax.value_and_grad(total, has_aux=True)(wrt, settings, inputs)
-            return out, gradient
+                out, state = self.call(wrt, **arguments)
+                return out, {}, state
+            run_total = jax.value_and_grad(total, has_aux=True)
+            (_, (out, state)), gradient = run_total(wrt, **arguments)
+            return out, gradient, state
 
         return jax.jit(run, compiler_options=QUICK_COMPILE)
 
@@ -110,14 +123,31 @@ class Case:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with pytest.raises((TypeError, ValueError)):
-                self.call(self.wrt, **self.arguments)
+                self.call(self.wrt, **self.arguments, state=self.init())
 
-    def run(self, programs):
+    def run(self, programs, state):
         program = programs.setdefault(self.key(), self.program())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # deprecated spellings and ignore_index, on purpose
-            out, gradient = program(self.wrt, **self.arguments)
-        return jax.tree.map(np.asarray, (out, gradient))
+            result = program(self.wrt, **self.arguments, state=state)
+        return jax.tree.map(np.asarray, result)
+
+
+def replay(raw, precision):
+    """Outputs and gradients of each step, by name, and the state after the last."""
+    steps = [Case({**raw, "inputs": inputs}, precision) for inputs in steps_of(raw)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        state = steps[0].init()
+    results = []
+    for step in steps:
+        out, gradient, state = step.run(PROGRAMS[precision], state)
+        results.append((out, gradient))
+    return results, state._asdict() if state else {}
+
+
+def steps_of(raw):
+    return raw.get("steps", [raw["inputs"]])
 
 
 def assert_near(actual, expected, precision, what, yardstick=None):
@@ -155,31 +185,33 @@ def test_replay(path, precision, record_property):
 def check(raw, expected, precision):
     """Asserts a case and says in which of the three ways it was answered."""
     raw["inputs"] = OTHER_DEFAULTS.get(raw["loss"], {}) | raw["inputs"]
-    name, case = raw["name"], Case(raw, precision)
-    if precision == "float32":
-        case.arguments["inputs"] |= case.wrt
-        case.wrt = {}
-    programs = PROGRAMS[precision]
+    name = raw["name"]
     difference = DIFFERENCES.get((raw["loss"], name.partition("/")[2].partition("_")[2]))
-    if difference:
-        reason, answer = difference
-        if answer == RAISES:
-            case.raises()
-        else:
-            check_our_answer(answer, raw, case.run(programs)[0], precision, f"{name} ({reason})")
+    reason, answer = difference or (None, None)
+    if answer == RAISES or (difference is None and "error" in expected):
+        Case(raw, precision).raises()
+        return "ours" if difference else "error"
+    results, state = replay(raw, precision)
+    if difference and not isinstance(answer, Rearranged):
+        out = results[-1][0] | {f"state.{k}": v for k, v in state.items()}
+        check_our_answer(answer, raw, out, precision, f"{name} ({reason})")
         return "ours"
-    if "error" in expected:
-        case.raises()
-        return "error"
-    (step,) = expected["steps"]
-    out, gradient = case.run(programs)
-    assert out.keys() == step["outputs"].keys(), name
-    for key, value in step["outputs"].items():
-        yardstick = step["outputs32"][key] if precision == "float32" else None
-        assert_near(out[key], value, precision, f"{name} {key}", yardstick)
-    for key, value in gradient.items():
-        assert_near(value, step["grads"][key], precision, f"{name} gradient of {key}")
-    return "equal"
+    for inputs, (out, gradient), step in zip(
+        steps_of(raw), results, expected["steps"], strict=True
+    ):
+        outputs, yardsticks = step["outputs"], step["outputs32"]
+        if difference:
+            outputs, yardsticks = (answer.rearrange(inputs, o) for o in (outputs, yardsticks))
+        assert out.keys() == outputs.keys(), name
+        for key, value in outputs.items():
+            yardstick = yardsticks[key] if precision == "float32" else None
+            assert_near(out[key], value, precision, f"{name} {key}", yardstick)
+        for key, value in gradient.items():
+            assert_near(value, step["grads"][key], precision, f"{name} gradient of {key}")
+    assert state.keys() == expected["state"].keys(), name
+    for key, value in expected["state"].items():
+        assert_near(state[key], value, precision, f"{name} {key} after the last step")
+    return "ours" if difference else "equal"
 
 
 def check_our_answer(answer, raw, out, precision, what):
@@ -192,25 +224,32 @@ def check_our_answer(answer, raw, out, precision, what):
             for k, v in inputs.items()
             if k not in ("weight", "avg_factor", "reduction", "reduction_override")
         }
-        plain = {**raw, "grad_wrt": []}
+        plain = {**raw, "grad_wrt": [], "inputs": kept}
         if raw["loss"][0].islower():
             kept["reduction"] = "none"
         else:
             plain["cfg"] = {**raw["cfg"], "reduction": "none", "loss_weight": 1.0}
-        return Case({**plain, "inputs": kept}, precision).run(PROGRAMS[precision])[0]["out"]
+        ((out, _),), _ = replay(plain, precision)
+        return out["out"]
 
-    inputs = {
-        k: v.astype(np.float64)
-        if is_array(v) and not isinstance(v, tuple) and v.dtype.kind == "f"
-        else v
-        for k, v in raw["inputs"].items()
-    }
+    def exact(inputs):
+        return {
+            k: v.astype(np.float64)
+            if is_array(v) and not isinstance(v, tuple) and v.dtype.kind == "f"
+            else v
+            for k, v in inputs.items()
+        }
+
+    # Steps, of a loss that has them; the answer is then of the last.
+    inputs = [*map(exact, raw["steps"])] if "steps" in raw else exact(raw["inputs"])
     expected = answer(inputs, values)
-    expected = expected if isinstance(expected, list) else [expected]
-    factor = raw["cfg"].get("loss_weight", 1.0)
-    assert len(out) == len(expected), what
-    for actual, value in zip(out.values(), expected, strict=True):
+    if not isinstance(expected, dict):
+        expected = expected if isinstance(expected, list) else [expected]
+        expected = dict(zip(out, expected, strict=True))
+    assert out.keys() == expected.keys(), what
+    for key, value in expected.items():
+        factor = raw["cfg"].get("loss_weight", 1.0) if key.startswith("out") else 1.0
         np.testing.assert_allclose(
-            actual, factor * np.asarray(value), RTOL[precision], ATOL[precision], err_msg=what
+            out[key], factor * np.asarray(value), RTOL[precision], ATOL[precision], err_msg=what
         )
-        assert actual.shape == np.shape(value), what
+        assert out[key].shape == np.shape(value), what

@@ -115,7 +115,7 @@ def test_a_subclass_without_its_method_says_so():
     with pytest.raises(NotImplementedError, match="EmptyState must define init"):
         EmptyState().init()
     with pytest.raises(NotImplementedError, match="EmptyState must define step"):
-        EmptyState().update((), PRED, TARGET)
+        EmptyState().step((), PRED, TARGET, None)
 
 
 def test_a_field_may_be_traced():

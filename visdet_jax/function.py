@@ -14,13 +14,15 @@ from jax.sharding import PartitionSpec
 def jitted(function: Callable[..., Any]) -> Callable[..., Any]:
     """Jits `function` and puts its name in front of its errors.
 
-    Parameters whose default is a string or a bool choose the formula and are static. All others
-    are traced: a new number compiles nothing, and `jax.vmap` can sweep it. Python numbers given
-    for `avg_factor` or for a parameter with a float default are handed over as floats of one
-    type, so that 3, 3.0 and an array share one trace.
+    Parameters whose default is a string or a bool choose the formula and are static, and so is
+    `axis_name`. All others are traced: a new number compiles nothing, and `jax.vmap` can sweep it.
+    Python numbers given for `avg_factor` or for a parameter with a float default are handed over
+    as floats of one type, so that 3, 3.0 and an array share one trace.
     """
     parameters = inspect.signature(function).parameters.values()
-    static = [p.name for p in parameters if isinstance(p.default, str | bool)]
+    static = [
+        p.name for p in parameters if isinstance(p.default, str | bool) or p.name == "axis_name"
+    ]
     floats = {p.name for p in parameters if isinstance(p.default, float)} | {"avg_factor"}
     compiled = jax.jit(function, static_argnames=static)
 

@@ -88,7 +88,11 @@ class Loss(Config):
         return ()
 
     def update(self, state: Any, pred: jax.Array, target: Any, *args: Any, **kwargs: Any) -> Any:
-        """(loss, next state) of a call, for losses with and without state alike."""
+        """(loss, next state) of a call, for losses with and without state alike.
+
+        `axis_name` is for the statistics of a `StatefulLoss`; here is nothing to merge.
+        """
+        kwargs.pop("axis_name", None)
         return self(pred, target, *args, **kwargs), state
 
     def _reduction(self, override: str | None) -> str:
@@ -107,17 +111,29 @@ class StatefulLoss(Loss):
     """Base of the losses that keep running statistics: a subclass has `init` and `step`.
 
     The state is explicit, a NamedTuple of arrays that goes through jit, scan,
-    `value_and_grad(has_aux=True)`, an nnx Variable and a checkpoint as any pytree does:
+    `value_and_grad(has_aux=True)`, an nnx Variable, a linen collection and a checkpoint as any
+    pytree does:
 
       state = loss.init()
       value, state = loss.update(state, pred, target, weight)
+
+    No gradient flows through it. A batch without a valid element costs 0 and leaves it as it is.
+
+    Over several devices the statistics are those of the whole batch. Under `jit` with sharded
+    arrays nothing is to be done. Inside `shard_map`, `pmap` or `vmap(axis_name=...)` say
+    `update(..., axis_name="data")`: the state is then the same on every device, and the mean of
+    the devices' losses (`reduce_mean(value, "data")`) is the loss of the whole batch.
     """
 
-    def __call__(self, *args: Any, **kwargs: Any) -> typing.NoReturn:
-        raise TypeError(
-            f"{type(self).__name__} keeps running statistics: write `state = loss.init()` once "
-            "and `value, state = loss.update(state, pred, target, ...)` at each step"
-        )
+    def __call__(self, pred: jax.Array, target: Any, *args: Any, **kwargs: Any) -> Any:
+        """The loss, where the config keeps no statistics (GHM without momentum)."""
+        state = self.init()
+        if jax.tree.leaves(state):
+            raise TypeError(
+                f"{type(self).__name__} keeps running statistics: write `state = loss.init()` "
+                "once and `value, state = loss.update(state, pred, target, ...)` at each step"
+            )
+        return self.update(state, pred, target, *args, **kwargs)[0]
 
     def init(self) -> Any:
         raise NotImplementedError(f"{type(self).__name__} must define init")
@@ -130,20 +146,40 @@ class StatefulLoss(Loss):
         weight: jax.Array | None = None,
         avg_factor: jax.Array | float | None = None,
         reduction_override: str | None = None,
+        *,
+        axis_name: str | tuple[str, ...] | None = None,
         **extra: Any,
     ) -> Any:
-        """(loss, next state); arguments as those of `Loss.__call__`."""
+        """(loss, next state); arguments as those of `Loss.__call__`.
+
+        `axis_name` names the mesh axis, or axes, over which the batch is spread.
+        """
+        given, expected = (jax.tree.map(np.shape, tree) for tree in (state, self.init()))
+        if jax.tree.flatten(given) != jax.tree.flatten(expected):
+            self.refuse(f"state must come from init() or update(), {expected}; got {given}")
+        if axis_name is not None:
+            extra["axis_name"] = axis_name
         reduction = self._reduction(reduction_override)
         value, state = self.step(
             state, pred, target, weight, reduction=reduction, avg_factor=avg_factor, **extra
         )
-        return self.loss_weight * value, state
+        return jax.tree.map(lambda part: self.loss_weight * part, value), state
 
     def step(
         self, state: Any, pred: jax.Array, target: Any, weight: jax.Array | None, **reduce: Any
     ) -> Any:
-        """(loss before `loss_weight`, next state); `reduce` holds `reduction`, `avg_factor`."""
+        """(loss before `loss_weight`, next state).
+
+        `reduce` holds `reduction`, `avg_factor` and, where it is given, `axis_name`.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define step")
+
+    def one_of(self, **named: Any) -> Any:
+        """The one of two arguments that is not None: the reference's name and ours for it."""
+        given = [value for value in named.values() if value is not None]
+        if len(given) > 1:
+            self.refuse(f"{' and '.join(named)} are the same; give one of them")
+        return given[0] if given else None
 
 
 @functools.cache

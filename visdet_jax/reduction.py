@@ -156,3 +156,11 @@ def reduce_mean(x: jax.Array, axis_name: str | tuple[str, ...] | None = None) ->
     are global already, `x` itself.
     """
     return x if axis_name is None else jax.lax.pmean(x, axis_name)
+
+
+def reduce_sum(x: jax.Array, axis_name: str | tuple[str, ...] | None = None) -> jax.Array:
+    """The sum of `x` over the devices of a named mesh axis, `x` itself without one.
+
+    For the running statistics of the losses that keep any; see `reduce_mean`.
+    """
+    return x if axis_name is None else jax.lax.psum(x, axis_name)

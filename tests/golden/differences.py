@@ -2,12 +2,25 @@
 
 An answer is RAISES, or a function of the case's inputs and of `values`, which gives our loss
 without weight and reduction, of the same or other inputs: numbers that the other cases tie to the
-reference. What is done with them here is NumPy's.
+reference. What is done with them here is NumPy's. A loss with state gets the inputs of all steps
+and answers the last outputs and the state, by name. `Rearranged` is the reference's own answer,
+gradient and state included, in other shapes.
 """
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
 RAISES = "raises"
+
+
+class Rearranged(NamedTuple):
+    """rearrange: inputs and outputs of a step, by name -> our outputs."""
+
+    rearrange: Callable[[dict, dict], dict]
+
+
 EPS = 1.1920929e-07
 
 
@@ -112,6 +125,109 @@ OTHER_DEFAULTS = {
     f"{name}_loss": {"eps": 1e-7} for name in ("giou", "diou", "ciou", "eiou", "siou")
 }
 
+
+def at_their_rows(inputs, outputs):
+    """The reference gives Seesaw's loss of classes for the rows that are no background only."""
+    classes = np.zeros(len(inputs["target"]), outputs["out.loss_cls_objectness"].dtype)
+    classes[inputs["target"] < 5] = outputs["out.loss_cls_classes"]
+    return {**outputs, "out.loss_cls_classes": classes}
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def log_softmax(x):
+    return (
+        x
+        - x.max(1, keepdims=True)
+        - np.log(np.exp(x - x.max(1, keepdims=True)).sum(1, keepdims=True))
+    )
+
+
+def seesaw_rows(steps, classes=5):
+    """Of the last step: losses of objectness and class, the rows of objects; and the counts."""
+    counts = np.zeros(classes + 1)
+    for inputs in steps:
+        pred, target = inputs["pred"], inputs["target"]
+        weight = inputs.get("label_weights", np.ones(len(target))) * (target >= 0)
+        counts += np.bincount(target[(weight != 0) & (target <= classes)], minlength=classes + 1)
+        objects = (weight != 0) & (target < classes)
+        background = (target == classes).astype(int)
+        objectness = -log_softmax(pred[:, classes:])[np.arange(len(target)), background] * weight
+        objectness[target > classes] = np.nan
+        of_class = np.zeros(len(target))
+        n = np.maximum(counts[:classes], 1)
+        for i in np.flatnonzero(objects):
+            z, y = pred[i, :classes], target[i]
+            s = np.exp(z) / np.exp(z).sum()
+            factor = np.minimum(1, n / n[y]) ** 0.8 * np.maximum(1, s / max(s[y], 0.01)) ** 2
+            factor[y] = 1
+            of_class[i] = weight[i] * (np.log((factor * np.exp(z)).sum()) - z[y])
+    return objectness, of_class, objects, counts
+
+
+def seesaw_answer(objectness, of_class, counts):
+    return {
+        "out.loss_cls_objectness": objectness,
+        "out.loss_cls_classes": of_class,
+        "state.cum_samples": counts,
+    }
+
+
+def seesaw_mean(steps, values):
+    objectness, of_class, objects, counts = seesaw_rows(steps)
+    return seesaw_answer(objectness.mean(), of_class.sum() / max(objects.sum(), 1), counts)
+
+
+def seesaw_sum(steps, values):
+    objectness, of_class, _, counts = seesaw_rows(steps)
+    return seesaw_answer(objectness.sum(), of_class.sum(), counts)
+
+
+def seesaw_none(steps, values):
+    objectness, of_class, _, counts = seesaw_rows(steps)
+    return seesaw_answer(objectness, of_class, counts)
+
+
+def seesaw_rows_added(steps, values):
+    objectness, of_class, _, counts = seesaw_rows(steps)
+    return {"out": objectness + of_class, "state.cum_samples": counts}
+
+
+def eqlv2_rows(steps, classes=5):
+    """The losses of the rows of the last step, without weight, and the state after it."""
+    pos, neg, ratio = np.zeros(classes), np.zeros(classes), np.full(classes, 100.0)
+    for inputs in steps:
+        pred, target = inputs["pred"], inputs["target"]
+        r = np.append(sigmoid(12 * (ratio - 0.8)), 1)
+        t = target[:, None] == np.arange(classes + 1)
+        w = np.where(t, 1 + 4 * (1 - r), r)
+        rows = (w * (np.logaddexp(0, pred) - t * pred)).sum(1)
+        rows[target < 0], rows[target > classes] = 0, np.nan
+        grad = (w * np.abs(sigmoid(pred) - t))[(target >= 0) & (target <= classes)]
+        t = t[(target >= 0) & (target <= classes)]
+        if len(t):
+            pos, neg = pos + (grad * t).sum(0)[:-1], neg + (grad * ~t).sum(0)[:-1]
+            ratio = pos / (neg + 1e-10)
+    return rows, {"state.pos_grad": pos, "state.neg_grad": neg, "state.pos_neg": ratio}
+
+
+def eqlv2_mean(steps, values):
+    rows, state = eqlv2_rows(steps)
+    return {"out": rows.sum() / max(len(rows), 1), **state}
+
+
+def eqlv2_sum(steps, values):
+    rows, state = eqlv2_rows(steps)
+    return {"out": rows.sum(), **state}
+
+
+def eqlv2_weighed(steps, values):
+    rows, state = eqlv2_rows(steps)
+    return {"out": rows * steps[-1].get("weight", 1), **state}
+
+
 DIFFERENCES = {}
 
 
@@ -190,3 +306,22 @@ differ(REDUCTIONS, mask_over_avg_factor, CROSS_ENTROPIES, "mask_avg_err")
 BY_CLASS = "a mask's class_weight is by class, not along the width"
 differ(BY_CLASS, RAISES, CROSS_ENTROPIES, "mask_cw_len_W")
 differ(BY_CLASS, RAISES, "mask_cross_entropy", "cw_bcast")
+NO_SUM = "GHM refuses sum when it is built; the reference raises in every call that sums"
+differ(NO_SUM, RAISES, "GHMC GHMR", "ov_mean")
+ROWS_OF_OBJECTS = "Seesaw without reduction gives a value a row, 0 for background"
+NONE = ("red_none", "w_N_none", "avg_none", "ov_none", "N0_none", "seq3_none")
+differ(ROWS_OF_OBJECTS, Rearranged(at_their_rows), "SeesawLoss", *NONE, "in_allbg", "in_extreme")
+differ(ROWS_OF_OBJECTS, seesaw_rows_added, "SeesawLoss", "nodict_none_err")
+PADDING = "a row of weight 0 is not read: it is no sample of its class, nor counts in its mean"
+differ(PADDING, seesaw_mean, "SeesawLoss", "w_N", "wzero_N", "seq4_w")
+differ(PADDING, seesaw_sum, "SeesawLoss", "w_N_sum", "wzero_N_sum")
+differ(PADDING, seesaw_none, "SeesawLoss", "wzero_N_none")
+differ(NEGATIVE, seesaw_mean, "SeesawLoss", "label_neg_err")
+differ(NEGATIVE, eqlv2_mean, "EQLV2Loss", "label_neg1_is_last")
+differ(NO_CLASS, seesaw_mean, "SeesawLoss", "label_gt_C_err")
+differ(NO_CLASS, eqlv2_mean, "EQLV2Loss", "label_gt_C_err")
+HEARD = "reduction, weight and avg_factor have the effect they have in every loss"
+differ(HEARD, eqlv2_sum, "EQLV2Loss", "red_sum_ignored")
+differ(HEARD, eqlv2_weighed, "EQLV2Loss", "red_none_ignored", "args_ignored")
+differ(CHECKED, RAISES, "EQLV2Loss", "bad_override_ignored")
+differ("an empty batch costs 0 and leaves the state as it is", eqlv2_mean, "EQLV2Loss", "N0")

@@ -21,6 +21,7 @@ from visdet_jax.losses.distillation import (
     knowledge_distillation_kl_div_loss,
 )
 from visdet_jax.losses.eiou import EIoULoss, eiou_loss
+from visdet_jax.losses.eqlv2 import EQLV2Loss, EQLV2State, eqlv2_loss, eqlv2_statistics
 from visdet_jax.losses.focal import FocalCustomLoss, FocalLoss, sigmoid_focal_loss
 from visdet_jax.losses.gaussian_focal import (
     GaussianFocalLoss,
@@ -33,6 +34,15 @@ from visdet_jax.losses.gfocal import (
     distribution_focal_loss,
     quality_focal_loss,
 )
+from visdet_jax.losses.ghm import (
+    GHMC,
+    GHMR,
+    GHMState,
+    ghmc_loss,
+    ghmc_statistics,
+    ghmr_loss,
+    ghmr_statistics,
+)
 from visdet_jax.losses.iou import GIoULoss, IoULoss, giou_loss, iou_loss
 from visdet_jax.losses.l2 import L2Loss, MarginL2Loss, margin_l2_loss
 from visdet_jax.losses.mse import MSELoss, mse_loss
@@ -40,12 +50,21 @@ from visdet_jax.losses.multipos_cross_entropy import (
     MultiPosCrossEntropyLoss,
     multi_pos_cross_entropy,
 )
+from visdet_jax.losses.seesaw import (
+    SeesawLoss,
+    SeesawState,
+    seesaw_ce_loss,
+    seesaw_loss,
+    seesaw_statistics,
+)
 from visdet_jax.losses.siou import SIoULoss, siou_loss
 from visdet_jax.losses.smooth_l1 import L1Loss, SmoothL1Loss, l1_loss, smooth_l1_loss
 from visdet_jax.losses.triplet import TripletLoss, triplet_loss
 from visdet_jax.losses.varifocal import VarifocalLoss, varifocal_loss
 
 __all__ = [
+    "GHMC",
+    "GHMR",
     "Accuracy",
     "AssociativeEmbeddingLoss",
     "BalancedL1Loss",
@@ -57,8 +76,11 @@ __all__ = [
     "DiceLoss",
     "DistributionFocalLoss",
     "EIoULoss",
+    "EQLV2Loss",
+    "EQLV2State",
     "FocalCustomLoss",
     "FocalLoss",
+    "GHMState",
     "GIoULoss",
     "GaussianFocalLoss",
     "IoULoss",
@@ -70,6 +92,8 @@ __all__ = [
     "MultiPosCrossEntropyLoss",
     "QualityFocalLoss",
     "SIoULoss",
+    "SeesawLoss",
+    "SeesawState",
     "SmoothL1Loss",
     "TripletLoss",
     "VarifocalLoss",
@@ -85,8 +109,14 @@ __all__ = [
     "diou_loss",
     "distribution_focal_loss",
     "eiou_loss",
+    "eqlv2_loss",
+    "eqlv2_statistics",
     "gaussian_focal_loss",
     "gaussian_focal_loss_with_pos_inds",
+    "ghmc_loss",
+    "ghmc_statistics",
+    "ghmr_loss",
+    "ghmr_statistics",
     "giou_loss",
     "iou_loss",
     "knowledge_distillation_kl_div_loss",
@@ -96,6 +126,9 @@ __all__ = [
     "mse_loss",
     "multi_pos_cross_entropy",
     "quality_focal_loss",
+    "seesaw_ce_loss",
+    "seesaw_loss",
+    "seesaw_statistics",
     "sigmoid_focal_loss",
     "siou_loss",
     "smooth_l1_loss",
