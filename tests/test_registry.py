@@ -105,7 +105,11 @@ def test_strings_of_numbers_become_numbers():
             "No loss is called 'focal_loss'. Did you mean 'FocalLoss'?",
         ),
         ({"type": "Zzz"}, KeyError, "No loss is called 'Zzz'."),
-        ({"type": "mmpretrain.FocalLoss"}, ValueError, "No loss is called 'mmpretrain.FocalLoss'."),
+        (
+            {"type": "mmpretrain.FocalLoss"},
+            ValueError,
+            "No loss is called 'mmpretrain.FocalLoss': it is mmpretrain's own, and only mmdet ",
+        ),
         (
             {"type": "FocalLoss", "gama": 2.0},
             ValueError,
@@ -147,9 +151,9 @@ def test_strings_of_numbers_become_numbers():
             "FocalLoss: gamma must be a number, got True",
         ),
         (
-            {"type": "CrossEntropyLoss", "class_weight": 2.0},
+            {"type": "CrossEntropyLoss", "class_weight": (True,)},
             TypeError,
-            "CrossEntropyLoss: class_weight must be a tuple of numbers or None, got 2.0",
+            "CrossEntropyLoss: class_weight must be a number or a tuple of numbers or None, got (True,)",
         ),
         (
             {"type": "L1Loss", "reduction": "average"},

@@ -42,7 +42,14 @@ class Registry(Mapping[str, type]):
         scope, _, bare = name.rpartition(".")
         if (not scope or scope in SCOPES) and bare in self._classes:
             return self._classes[bare]
-        raise UnknownName(f"No {self.kind} is called {name!r}.{_did_you_mean(bare, self)}")
+        raise UnknownName(f"No {self.kind} is called {name!r}{self._what_it_is(scope, bare)}")
+
+    def _what_it_is(self, scope: str, name: str) -> str:
+        if scope and scope not in SCOPES:
+            return f": it is {scope}'s own, and only {' and '.join(SCOPES)}'s names are known here."
+        if name.endswith("Cost"):
+            return ": it is a match cost, by which predictions are assigned to ground truth."
+        return f".{_did_you_mean(name, self)}"
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._classes)

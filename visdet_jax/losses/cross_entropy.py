@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from visdet_jax.function import (
     check_labels,
@@ -206,12 +205,15 @@ class CrossEntropyLoss(Loss):
     `mask_cross_entropy` (`use_mask`).
 
     A call may override `ignore_index`. With masks the third argument is their classes, as in the
-    reference; `label=` says so, and makes the third argument a weight.
+    reference; `label=` says so, and makes the third argument a weight. A single number as
+    `class_weight` is every class's; `bg_cls_weight` is that of the last, softmax's background, as
+    in the configs of DETR.
     """
 
     use_sigmoid: bool = False
     use_mask: bool = False
-    class_weight: tuple[float, ...] | None = None
+    class_weight: float | tuple[float, ...] | None = None
+    bg_cls_weight: float | None = None
     ignore_index: int | None = None
     avg_non_ignore: bool = False
 
@@ -219,6 +221,8 @@ class CrossEntropyLoss(Loss):
         super().__post_init__()
         if self.use_sigmoid and self.use_mask:
             self.refuse("use_sigmoid and use_mask exclude each other")
+        if self.bg_cls_weight is not None and (self.use_sigmoid or self.use_mask):
+            self.refuse("bg_cls_weight is softmax's: there is no background class without it")
         if self.use_mask and self.ignore_index is not None:
             self.refuse("use_mask knows no ignore_index; give such masks weight 0")
         if self.ignore_index is not None and self.reduction == "mean" and not self.avg_non_ignore:
@@ -229,7 +233,7 @@ class CrossEntropyLoss(Loss):
             )
 
     def compute(self, pred, target, weight, *, ignore_index=None, label=None, **reduce):
-        class_weight = None if self.class_weight is None else np.asarray(self.class_weight)
+        class_weight = self._class_weight(pred)
         if self.use_mask:
             if ignore_index is not None:
                 self.refuse("use_mask knows no ignore_index; give such masks weight 0")
@@ -252,6 +256,16 @@ class CrossEntropyLoss(Loss):
             avg_non_ignore=self.avg_non_ignore,
             **reduce,
         )
+
+    def _class_weight(self, pred):
+        """(C,) or None."""
+        if self.class_weight is None and self.bg_cls_weight is None:
+            return None
+        weight = jnp.asarray(1.0 if self.class_weight is None else self.class_weight)
+        if weight.ndim == 0:
+            axis = -1 if self.use_sigmoid else 1
+            weight = jnp.full(pred.shape[axis] if pred.ndim > 1 else 1, weight)
+        return weight if self.bg_cls_weight is None else weight.at[-1].set(self.bg_cls_weight)
 
 
 @LOSSES.register_module()
