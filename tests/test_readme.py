@@ -39,8 +39,9 @@ def test_python_snippets_run(registry_restored, capsys):
 def table_rows():
     table = README.split("<!-- losses:")[1].split("\n\n")[0]
     for line in table.splitlines()[3:]:
-        name, _, functions, keys, _ = (cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1])
-        yield name.strip("`"), re.findall(r"`(\w+)`", functions), keys
+        names, _, functions, keys, _ = (cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1])
+        for name in re.findall(r"`(\w+)`", names):
+            yield name, re.findall(r"`(\w+)`", functions), keys
 
 
 def test_the_table_is_the_registry():
