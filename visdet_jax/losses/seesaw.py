@@ -94,18 +94,18 @@ def seesaw_ce_loss(
     pred = zero_where_unweighted(pred.astype(dtype), weight)
     p, q, eps = (jnp.asarray(number, dtype) for number in (p, q, eps))
     own = jax.nn.one_hot(target, classes, dtype=bool)
-
-    def of_own_class(x):
-        # Not one_hot @ x, of which accelerators keep three digits by default.
-        return jnp.where(own, x, 0).sum(1, keepdims=True)
-
+    index = jnp.clip(target, 0, classes - 1)[:, None]
     # In log space nothing overflows, and p and q may be traced.
     log_n = jnp.log(clamp_min(jax.lax.stop_gradient(cum_samples).astype(dtype), 1))[None]
     log_s = jax.nn.log_softmax(jax.lax.stop_gradient(pred), axis=1)
-    mitigation = p * jnp.minimum(log_n - of_own_class(log_n), 0)
-    compensation = q * jnp.maximum(log_s - jnp.maximum(of_own_class(log_s), jnp.log(eps)), 0)
+    # Not one_hot @ log_n, of which accelerators keep three digits by default.
+    log_n_own = jnp.where(own, log_n, 0).sum(1, keepdims=True)
+    log_s_own = jnp.take_along_axis(log_s, index, axis=1)
+    mitigation = p * jnp.minimum(log_n - log_n_own, 0)
+    compensation = q * jnp.maximum(log_s - jnp.maximum(log_s_own, jnp.log(eps)), 0)
     log_factor = jnp.where(own, 0, mitigation + compensation)
-    values = -of_own_class(jax.nn.log_softmax(pred + log_factor, axis=1)).squeeze(1)
+    log_p = jax.nn.log_softmax(pred + log_factor, axis=1)
+    values = -jnp.take_along_axis(log_p, index, axis=1).squeeze(1)
     values = jnp.where(target >= classes, jnp.nan, values)
     return weight_reduce_loss(values, weight, reduction, avg_factor)
 
