@@ -213,10 +213,11 @@ def test_half_floats_are_computed_in_float32(name, row, dtype):
 @every_differentiable
 def test_float64_stays_float64(name, row, x64):
     call = Call(name, row)
-    value, gradient = call.value_and_gradient(avg_factor=3)
+    options = {} if row.is_bare else {"avg_factor": 3}
+    value, gradient = call.value_and_gradient(**options)
     assert value.dtype == gradient.dtype == jnp.float32  # what is float32 stays so as well
     call.pred = call.pred.astype(jnp.float64)
-    value, gradient = call.value_and_gradient(**({} if row.is_bare else {"avg_factor": 3}))
+    value, gradient = call.value_and_gradient(**options)
     assert value.dtype == gradient.dtype == jnp.float64
 
 
