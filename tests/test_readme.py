@@ -2,11 +2,14 @@
 
 import dataclasses
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 import visdet_jax
+from golden.differences import DIFFERENCES
+from golden.read_golden import read
 from visdet_jax import LOSSES, Loss
 
 ROOT = Path(__file__).parents[1]
@@ -67,6 +70,19 @@ def test_the_table_is_the_registry():
 def test_every_public_function_is_in_the_table_or_beside_it():
     for name in visdet_jax.__all__:
         assert re.search(rf"\b{name}\b", README), name
+
+
+def test_the_counts_of_golden_cases():
+    counts = Counter()
+    for path in sorted((ROOT / "tests" / "golden").glob("*.npz")):
+        for case, expected in read(path):
+            key = case["loss"], case["name"].partition("/")[2].partition("_")[2]
+            counts[
+                "ours" if key in DIFFERENCES else "error" if "error" in expected else "equal"
+            ] += 1
+    equal = f"{counts['equal']:,}".replace(",", " ")
+    assert f"{equal} recorded cases equal" in README
+    assert f"{counts['error']} raise as they do. The other {counts['ours']} are" in README
 
 
 def test_commands_and_files_exist():

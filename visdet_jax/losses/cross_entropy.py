@@ -89,8 +89,7 @@ def cross_entropy(
         index = jnp.expand_dims(jnp.clip(target, 0, classes - 1), 1)
         values = -jnp.take_along_axis(log_p, index, axis=1).squeeze(1)
         if class_weight is not None:
-            # Not class_weight[target]: that fails on explicitly sharded labels.
-            values = values * (jax.nn.one_hot(target, classes, dtype=dtype) @ class_weight)
+            values = values * _weight_of(target, class_weight)
         values = jnp.where(target >= classes, jnp.nan, values)
     if avg_non_ignore and reduction == "mean" and avg_factor is None:
         avg_factor = count
@@ -185,7 +184,7 @@ def mask_cross_entropy(
     values = bce_with_logits(own, target)
     if class_weight is not None:
         class_weight = _class_weight(class_weight, classes, dtype)
-        values = values * (jax.nn.one_hot(label, classes, dtype=dtype) @ class_weight)
+        values = values * _weight_of(label, class_weight)
     values = jnp.where(label >= classes, jnp.nan, values)
     return weight_reduce_loss(values, weight, reduction, avg_factor)
 
@@ -196,6 +195,13 @@ def _class_weight(class_weight, classes, dtype):
     if class_weight.shape != (classes,):
         raise ValueError(f"class_weight must have shape ({classes},), got {class_weight.shape}")
     return class_weight.astype(dtype)
+
+
+def _weight_of(label, class_weight):
+    # Not class_weight[label], which fails on explicitly sharded labels, nor one_hot @ class_weight,
+    # which TPUs and GPUs round to bfloat16 or TF32.
+    own = jax.nn.one_hot(label, len(class_weight), dtype=class_weight.dtype)
+    return (own * class_weight.reshape((1,) * label.ndim + class_weight.shape)).sum(-1)
 
 
 @LOSSES.register_module()
