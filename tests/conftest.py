@@ -1,7 +1,12 @@
 """Strict JAX for every test but the examples': no implicit dtype or rank promotion."""
 
 import contextlib
+import os
 from collections import Counter, defaultdict
+
+# Most of the time is compilation, of programs that run once: without LLVM's optimizations it
+# takes three quarters. XLA's own passes are as users have them.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
 
 import jax
 import pytest
