@@ -43,6 +43,23 @@ def added(value):
     return functools.reduce(operator.add, jax.tree.leaves(value))
 
 
+@functools.cache
+def compiled_value_and_gradient(loss, **options):
+    """One jitted function for all tests of a loss: those of the same shapes share its programs."""
+
+    @jax.jit
+    def compiled(pred, target, keywords, weight):
+        def total(pred):
+            weighed = () if weight is None else (weight,)
+            value = added(run(loss, pred, target, *weighed, **keywords, **options))
+            return value.sum(), value
+
+        (_, value), gradient = jax.value_and_grad(total, has_aux=True)(pred)
+        return value, gradient
+
+    return compiled
+
+
 class Call:
     """A loss and its inputs, with what the laws do to them."""
 
@@ -67,17 +84,7 @@ class Call:
 
     def value_and_gradient(self, weight=None, **options):
         """Jitted; the gradient of the sum of whatever the loss returns."""
-
-        @jax.jit
-        def compiled(pred, target, keywords, weight):
-            def total(pred):
-                weighed = () if weight is None else (weight,)
-                value = added(run(self.loss, pred, target, *weighed, **keywords, **options))
-                return value.sum(), value
-
-            (_, value), gradient = jax.value_and_grad(total, has_aux=True)(pred)
-            return value, gradient
-
+        compiled = compiled_value_and_gradient(self.loss, **options)
         return compiled(self.pred, self.target, self.keywords, weight)
 
 
