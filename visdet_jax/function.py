@@ -2,6 +2,8 @@
 
 import functools
 import inspect
+import sys
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -41,6 +43,21 @@ def jitted(function: Callable[..., Any]) -> Callable[..., Any]:
             raise type(error)(f"{function.__name__}: {error}") from error
 
     return call
+
+
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warns at the line of the user's code that led here.
+
+    Between the two lie jax, when it traces, and flax, when it builds a module: with a fixed
+    `stacklevel` the warning would be theirs, and Python hides deprecations in others' modules.
+    """
+    level, frame = 1, sys._getframe()
+    while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in _BETWEEN:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)
+
+
+_BETWEEN = ("visdet_jax", "flax", "jax", "contextlib")
 
 
 def check_array(name: str, x: Any) -> None:

@@ -240,13 +240,22 @@ def test_half_float_boxes_of_300_pixels():
         assert gradient.any()
 
 
-def test_linear_is_a_deprecated_spelling():
-    with pytest.warns(DeprecationWarning, match='write mode="linear"'):
-        loss = v.IoULoss(linear=True)
-    assert loss == v.IoULoss(mode="linear")
-    with pytest.warns(DeprecationWarning, match='write mode="linear"'):
-        value = v.iou_loss(boxes(0), boxes(1), linear=True)
-    close(value, loss(boxes(0), boxes(1)))
+@pytest.mark.parametrize(
+    "spell",
+    [
+        lambda: v.IoULoss(linear=True),
+        lambda: v.build_loss({"type": "IoULoss", "linear": True}),
+        lambda: v.iou_loss(boxes(2)[:3], boxes(3)[:3], linear=True),
+    ],
+)
+def test_linear_is_a_deprecated_spelling(spell):
+    with pytest.warns(DeprecationWarning, match='write mode="linear"') as caught:
+        result = spell()
+    assert caught[0].filename == __file__  # the user's line, not flax's or jax's
+    if isinstance(result, v.IoULoss):
+        assert result == v.IoULoss(mode="linear")
+    else:
+        close(result, v.iou_loss(boxes(2)[:3], boxes(3)[:3], mode="linear"))
 
 
 def test_ignored_labels_in_the_mean_are_warned_of():

@@ -8,12 +8,12 @@ from visdet_jax.losses.associative_embedding import (
 from visdet_jax.losses.balanced_l1 import BalancedL1Loss, balanced_l1_loss
 from visdet_jax.losses.bounded_iou import BoundedIoULoss, bounded_iou_loss
 from visdet_jax.losses.cross_entropy import (
-    CrossEntropyCustomLoss,
     CrossEntropyLoss,
     binary_cross_entropy,
     cross_entropy,
     mask_cross_entropy,
 )
+from visdet_jax.losses.custom_cross_entropy import CrossEntropyCustomLoss
 from visdet_jax.losses.dice import DiceLoss, dice_loss, dice_loss_with_logits
 from visdet_jax.losses.diou import CIoULoss, DIoULoss, ciou_loss, diou_loss
 from visdet_jax.losses.distillation import (

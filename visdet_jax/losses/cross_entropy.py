@@ -1,6 +1,5 @@
 """Cross entropy over classes, over each class on its own, and over masks."""
 
-import warnings
 from dataclasses import dataclass
 
 import jax
@@ -11,8 +10,8 @@ from visdet_jax.function import (
     check_same_shape,
     compute_dtype,
     jitted,
+    warn,
 )
-from visdet_jax.losses.classifier import OwnClassifier
 from visdet_jax.module import Loss
 from visdet_jax.numerics import bce_with_logits, softplus
 from visdet_jax.reduction import (
@@ -232,10 +231,9 @@ class CrossEntropyLoss(Loss):
         if self.use_mask and self.ignore_index is not None:
             self.refuse("use_mask knows no ignore_index; give such masks weight 0")
         if self.ignore_index is not None and self.reduction == "mean" and not self.avg_non_ignore:
-            warnings.warn(
+            warn(
                 f"{type(self).__name__}: ignored labels count in the mean; "
-                "avg_non_ignore=True leaves them out, as torch's own cross entropy does",
-                stacklevel=4,
+                "avg_non_ignore=True leaves them out, as torch's own cross entropy does"
             )
 
     def compute(self, pred, target, weight, *, ignore_index=None, label=None, **reduce):
@@ -272,31 +270,3 @@ class CrossEntropyLoss(Loss):
             axis = -1 if self.use_sigmoid else 1
             weight = jnp.full(pred.shape[axis] if pred.ndim > 1 else 1, weight)
         return weight if self.bg_cls_weight is None else weight.at[-1].set(self.bg_cls_weight)
-
-
-@LOSSES.register_module()
-@dataclass(frozen=True, kw_only=True)
-class CrossEntropyCustomLoss(OwnClassifier, CrossEntropyLoss):
-    """`CrossEntropyLoss` that also says how its classifier's outputs are read (V3Det).
-
-    Args:
-      num_classes: of the foreground; the softmax form has one more channel, for background.
-    """
-
-    num_classes: int
-
-    def __post_init__(self):
-        super().__post_init__()
-        self.refuse_unless_positive("num_classes")
-
-    def get_activation(self, cls_score: jax.Array) -> jax.Array:
-        """Scores (N, num_classes + 1) of classes and background, of outputs (N, channels).
-
-        Softmax; or sigmoids, and for background what they leave of 1.
-        """
-        fine = cls_score[:, : self.num_classes]
-        if not self.use_sigmoid:
-            return jax.nn.softmax(jnp.concatenate([fine, cls_score[:, -1:]], axis=1), axis=1)
-        scores = jax.nn.sigmoid(fine)
-        background = jnp.clip(1 - scores.sum(1, keepdims=True), 0, 1)
-        return jnp.concatenate([scores, background], axis=1)

@@ -1,11 +1,11 @@
 """Losses of pairs of boxes by their overlap."""
 
-import warnings
 from dataclasses import dataclass
 
 import jax.numpy as jnp
 
 from visdet_jax.boxes import overlaps
+from visdet_jax.function import warn
 from visdet_jax.losses.box_loss import box_loss, check_boxes
 from visdet_jax.module import Loss
 from visdet_jax.numerics import clamp_min
@@ -64,9 +64,7 @@ def giou_loss(pred, target, *, eps=1e-6):
 
 
 def _warn_linear():
-    warnings.warn(
-        'linear=True is deprecated, write mode="linear"', DeprecationWarning, stacklevel=3
-    )
+    warn('linear=True is deprecated, write mode="linear"', DeprecationWarning)
 
 
 @LOSSES.register_module()
