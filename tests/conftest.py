@@ -41,6 +41,12 @@ def pytest_configure(config):
     )
 
 
+def pytest_collection_modifyitems(items):
+    """The longest files first, or one worker is left with them in the end."""
+    longest = ("test_golden.py", "test_contract.py", "test_train_detector.py")
+    items.sort(key=lambda item: longest.index(n) if (n := item.path.name) in longest else 9)
+
+
 def pytest_terminal_summary(terminalreporter):
     """What the golden replay covered, printed whether or not anything failed."""
     covered = defaultdict(Counter)
