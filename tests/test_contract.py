@@ -277,7 +277,7 @@ def test_explicitly_sharded_rows(name, row):
     call = Call(name, row)
     reduce = {} if row.is_bare else {"weight": jnp.ones(ROWS), "avg_factor": 3.0}
     expected = call.value_and_gradient(**reduce)
-    mesh = jax.make_mesh((8,), ("rows",))
+    mesh = jax.make_mesh((8,), ("rows",), axis_types=(jax.sharding.AxisType.Explicit,))
     sharding = NamedSharding(mesh, P("rows"))
     with jax.set_mesh(mesh):
         call.pred, call.target, call.keywords = jax.device_put(
