@@ -4,7 +4,7 @@ import functools
 import inspect
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,20 +13,23 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 
-def jitted(function: Callable[..., Any]) -> Callable[..., Any]:
+def jitted(function: Callable[..., Any], static: Sequence[str] = ()) -> Callable[..., Any]:
     """Jits `function` and puts its name in front of its errors.
 
-    Parameters whose default is a string or a bool choose the formula and are static, and so is
-    `axis_name`. All others are traced: a new number compiles nothing, and `jax.vmap` can sweep it.
+    Parameters whose default is a string or a bool choose the formula and are static, and so are
+    `axis_name` and those named in `static`. All others are traced: a new number compiles nothing,
+    and `jax.vmap` can sweep it.
     Python numbers given for `avg_factor` or for a parameter with a float default are handed over
     as floats of one type, so that 3, 3.0 and an array share one trace.
     """
     parameters = inspect.signature(function).parameters.values()
-    static = [
-        p.name for p in parameters if isinstance(p.default, str | bool) or p.name == "axis_name"
+    chosen = [
+        p.name
+        for p in parameters
+        if isinstance(p.default, str | bool) or p.name in ("axis_name", *static)
     ]
     floats = {p.name for p in parameters if isinstance(p.default, float)} | {"avg_factor"}
-    compiled = jax.jit(function, static_argnames=static)
+    compiled = jax.jit(function, static_argnames=chosen)
 
     @functools.wraps(function)
     def call(*args: Any, **options: Any) -> Any:

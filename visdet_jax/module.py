@@ -206,7 +206,7 @@ def describe(kind: Any) -> str:
         if kind is type(None)
         else "a tuple of numbers"
         if typing.get_origin(kind) is tuple
-        else words.get(kind, str(kind))
+        else words.get(kind, getattr(kind, "__name__", str(kind)))
         for kind in alternatives(kind)
     )
 

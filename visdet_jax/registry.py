@@ -34,8 +34,14 @@ class Registry(Mapping[str, type]):
       >>> LOSSES.build(dict(type="MyLoss", beta=2.0))
     """
 
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
+    def __init__(
+        self,
+        kind: str,
+        parts: "Mapping[type, Registry] | None" = None,
+        ignored: Sequence[str] = (),
+    ) -> None:
+        """`parts`: who builds the configs nested in fields of a type; `ignored`: keys to drop."""
+        self.kind, self.parts, self.ignored = kind, parts or {}, frozenset(ignored)
         self._classes: dict[str, type] = {}
 
     def __getitem__(self, name: str) -> type:
@@ -97,15 +103,15 @@ class Registry(Mapping[str, type]):
           config: a dict or anything else with `keys()` and `[]` (ml_collections, mmengine,
             OmegaConf); never changed. `type` is a name, with or without a known scope
             ("mmdet.FocalLoss"), or a class. Sequences become tuples; numeric strings of numeric
-            fields become numbers (PyYAML reads `1e-6` as a string).
+            fields become numbers (PyYAML reads `1e-6` as a string); nested configs are built too.
         Raises: ValueError or TypeError for what is no config, an unknown name (also a KeyError),
           an unknown or missing key, and values that the class refuses.
         """
-        if not (hasattr(config, "keys") and hasattr(config, "__getitem__")):
+        if not is_config(config):
             raise TypeError(
                 f"A {self.kind} is built from a config such as dict(type=...), got {config!r}"
             )
-        settings = {key: config[key] for key in config.keys()}  # noqa: SIM118 (no iteration asked)
+        settings = {key: config[key] for key in config.keys() if key not in self.ignored}
         if "type" not in settings:
             raise ValueError(f"The config of a {self.kind} needs a key 'type', got {settings}")
         kind = settings.pop("type")
@@ -124,10 +130,24 @@ class Registry(Mapping[str, type]):
                 raise ValueError(f"{cls.__name__} needs a key {field.name!r} in its config")
         return cls(
             **{
-                key: _plain(f"{cls.__name__}: {key}", value, types[key])
+                key: self._value(f"{cls.__name__}: {key}", value, types[key])
                 for key, value in settings.items()
             }
         )
+
+    def _value(self, where: str, value: Any, kind: Any) -> Any:
+        """A config's value as a field of type `kind` holds it."""
+        if is_config(value):
+            classes = [k for k in alternatives(kind) if isinstance(k, type)]
+            for base, registry in self.parts.items():
+                if any(issubclass(cls, base) for cls in classes):
+                    return registry.build(value)
+        return _plain(where, value, kind)
+
+
+def is_config(value: Any) -> bool:
+    """Whether `value` can be read as a dict: ml_collections' and OmegaConf's are none."""
+    return hasattr(value, "keys") and hasattr(value, "__getitem__")
 
 
 LOSSES = Registry("loss")

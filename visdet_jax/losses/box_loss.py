@@ -1,10 +1,12 @@
 """What the losses of pairs of boxes share: the check of their inputs and their weights."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import jax
 
 from visdet_jax.function import check_same_shape
+from visdet_jax.module import Loss
 from visdet_jax.reduction import weighted_loss
 
 
@@ -29,3 +31,8 @@ def _weight_of_boxes(boxes: jax.Array, weight: jax.Array) -> jax.Array:
     raise ValueError(
         f"weight must have shape {boxes.shape[:-1]} or {boxes.shape}, got {weight.shape}"
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoxLoss(Loss):
+    """Base of the losses that are of boxes, and of no other four numbers."""

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from visdet_jax.boxes import pair_geometry
-from visdet_jax.losses.box_loss import box_loss, check_boxes
-from visdet_jax.module import Loss
+from visdet_jax.pairs import pair_geometry
+from visdet_jax.losses.box_loss import BoxLoss, box_loss, check_boxes
 from visdet_jax.numerics import clamp, clamp_min, divide
 from visdet_jax.registry import LOSSES
 
@@ -78,7 +77,7 @@ def ciou_loss(pred, target, *, eps=1e-6):
 
 @LOSSES.register_module()
 @dataclass(frozen=True, kw_only=True)
-class DIoULoss(Loss):
+class DIoULoss(BoxLoss):
     """Flax shim of `diou_loss`."""
 
     eps: float = 1e-6
@@ -89,7 +88,7 @@ class DIoULoss(Loss):
 
 @LOSSES.register_module()
 @dataclass(frozen=True, kw_only=True)
-class CIoULoss(Loss):
+class CIoULoss(BoxLoss):
     """Flax shim of `ciou_loss`."""
 
     eps: float = 1e-6

@@ -4,9 +4,8 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
-from visdet_jax.boxes import pair_geometry
-from visdet_jax.losses.box_loss import box_loss, check_boxes
-from visdet_jax.module import Loss
+from visdet_jax.pairs import pair_geometry
+from visdet_jax.losses.box_loss import BoxLoss, box_loss, check_boxes
 from visdet_jax.numerics import divide
 from visdet_jax.registry import LOSSES
 
@@ -52,7 +51,7 @@ def eiou_loss(pred, target, *, eps=1e-6, smooth_point=0.1):
 
 @LOSSES.register_module()
 @dataclass(frozen=True, kw_only=True)
-class EIoULoss(Loss):
+class EIoULoss(BoxLoss):
     """Flax shim of `eiou_loss`: Extended IoU, not Efficient IoU."""
 
     eps: float = 1e-6

@@ -6,8 +6,7 @@ import jax.numpy as jnp
 
 from visdet_jax.boxes import overlaps
 from visdet_jax.function import warn
-from visdet_jax.losses.box_loss import box_loss, check_boxes
-from visdet_jax.module import Loss
+from visdet_jax.losses.box_loss import BoxLoss, box_loss, check_boxes
 from visdet_jax.numerics import clamp_min
 from visdet_jax.registry import LOSSES
 
@@ -69,7 +68,7 @@ def _warn_linear():
 
 @LOSSES.register_module()
 @dataclass(frozen=True, kw_only=True)
-class IoULoss(Loss):
+class IoULoss(BoxLoss):
     """Flax shim of `iou_loss`; `linear=True` becomes mode="linear"."""
 
     linear: bool = False
@@ -91,7 +90,7 @@ class IoULoss(Loss):
 
 @LOSSES.register_module()
 @dataclass(frozen=True, kw_only=True)
-class GIoULoss(Loss):
+class GIoULoss(BoxLoss):
     """Flax shim of `giou_loss`."""
 
     eps: float = 1e-6

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
-from visdet_jax.boxes import pair_geometry
-from visdet_jax.losses.box_loss import box_loss, check_boxes
-from visdet_jax.module import Loss
+from visdet_jax.pairs import pair_geometry
+from visdet_jax.losses.box_loss import BoxLoss, box_loss, check_boxes
 from visdet_jax.numerics import absolute, clamp, clamp_min, divide
 from visdet_jax.registry import LOSSES
 
@@ -67,7 +66,7 @@ def _exp(x, limit):
 
 @LOSSES.register_module()
 @dataclass(frozen=True, kw_only=True)
-class SIoULoss(Loss):
+class SIoULoss(BoxLoss):
     """Flax shim of `siou_loss`; set neg_gamma=True, see there."""
 
     eps: float = 1e-6

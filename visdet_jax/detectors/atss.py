@@ -1,0 +1,55 @@
+"""ATSS's head."""
+
+from dataclasses import dataclass
+
+import jax
+
+from visdet_jax.detectors.anchor_head import AnchorHead, count_positives
+from visdet_jax.detectors.registry import HEADS
+from visdet_jax.losses import CrossEntropyLoss
+from visdet_jax.module import Loss
+
+
+@HEADS.register_module()
+@dataclass(frozen=True, kw_only=True)
+class ATSSHead(AnchorHead):
+    """ATSS: RetinaNet's class loss, boxes in pixels weighed by their centerness, and that itself.
+
+    With n = Σ over images of max(positives, 1) and c the centerness of the positives' anchors,
+    `loss_cls` is the sum over the anchors divided by n, `loss_bbox` Σ c · loss / max(Σ c, 1), and
+    `loss_centerness` the sum over positives divided by n.
+
+    `bbox_preds` are deltas (B, H, W, A · 4), as the network gives them.
+    Zhang et al. 2020, https://arxiv.org/abs/1912.02424; mmdet's `ATSSHead`.
+    """
+
+    reg_decoded_bbox: bool = True
+    loss_centerness: Loss = CrossEntropyLoss(use_sigmoid=True)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.reg_decoded_bbox:
+            self.refuse("reg_decoded_bbox must be True: the box loss is of boxes")
+
+    def examples(self, rows):
+        one = jax.ShapeDtypeStruct((rows,), "float32")
+        return super().examples(rows) | {"loss_centerness": (one, one)}
+
+    def compute(self, criterion, levels):
+        count = count_positives(criterion, levels)
+        total = criterion.normalize(sum(level.targets.centerness.sum() for level in levels))
+        for level in levels:
+            targets = level.targets
+            criterion.add(
+                "loss_cls", level.cls_scores, targets.labels, targets.label_weights, count
+            )
+            boxes = self.bbox_coder.decode(level.priors, level.bbox_preds)
+            criterion.add("loss_bbox", boxes, targets.bbox_targets, targets.centerness, 1.0)
+            criterion.add(
+                "loss_centerness",
+                level.centernesses,
+                targets.centerness,
+                targets.bbox_weights,
+                count,
+            )
+        criterion.losses["loss_bbox"] /= total

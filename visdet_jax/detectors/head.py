@@ -1,0 +1,413 @@
+"""The base of the heads: from raw outputs and padded ground truth to a detector's losses."""
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from visdet_jax.detectors.assigners import without_padding
+from visdet_jax.detectors.priors import Grid
+from visdet_jax.detectors.registry import HEADS
+from visdet_jax.function import check_array, check_labels, compute_dtype
+from visdet_jax.module import Config, Loss, field_types
+from visdet_jax.numerics import clamp_min
+from visdet_jax.reduction import reduce_sum
+from visdet_jax.registry import is_config
+
+
+class HeadOutputs(NamedTuple):
+    """What a network gives, level by level, channels last: what mmdet's `loss_by_feat` gets.
+
+    A priors at a cell, C classes (and one channel for background where the class loss is a
+    softmax). Channel a · C + c is class c of prior a.
+    """
+
+    cls_scores: Sequence[jax.Array]  # (B, H, W, A·C) logits
+    bbox_preds: Sequence[jax.Array]  # (B, H, W, A·4), or (B, H, W, A·4·(reg_max + 1)) logits of bins
+    centernesses: Sequence[jax.Array] | None = None  # (B, H, W, A) logits, where the head has them
+
+
+class HeadTargets(NamedTuple):
+    """What each of the N priors of B images learns."""
+
+    gt_inds: jax.Array  # (B, N) 1 for the first box; 0 background, -1 ignored, -2 dropped prior
+    labels: jax.Array  # (B, N) num_classes for background
+    label_weights: jax.Array  # (B, N)
+    bbox_targets: jax.Array  # (B, N, 4) in the head's own terms; 0 where there is no box
+    bbox_weights: jax.Array  # (B, N) 1 where there is a box, else 0
+    centerness: jax.Array | None = None  # (B, N) 0 where there is no box
+
+
+class Detections(NamedTuple):
+    """What the outputs say, before non-maximum suppression."""
+
+    boxes: jax.Array  # (B, N, 4) as x1, y1, x2, y2, in pixels
+    scores: jax.Array  # (B, N, C) in [0, 1]
+
+
+class Level(NamedTuple):
+    """Outputs and targets of the n priors of a level, in each of B images."""
+
+    cls_scores: jax.Array  # (B, n, C)
+    bbox_preds: jax.Array  # (B, n, 4) or (B, n, 4 · (reg_max + 1))
+    centernesses: jax.Array | None  # (B, n)
+    priors: np.ndarray  # (1, n, 4) or (1, n, 2)
+    strides: np.ndarray  # (1, n) of the priors
+    targets: HeadTargets  # of (B, n, ...)
+
+
+class Criterion:
+    """Calls a head's losses by name; keeps the sums of their values, and their states."""
+
+    def __init__(self, head: "Head", state: dict[str, Any], axis_name: Any) -> None:
+        self.head, self.state, self.axis_name = head, dict(state), axis_name
+        self.losses: dict[str, jax.Array] = {}
+
+    def add(self, name: str, pred: Any, target: Any, weight: Any, avg_factor: Any) -> None:
+        """Adds the loss of that name, of arrays (B, n, ...), as a call with arrays (B · n, ...).
+
+        The state of a `StatefulLoss` goes from call to call.
+        """
+        pred, target, weight = jax.tree.map(
+            lambda x: x.reshape(-1, *x.shape[2:]), (pred, target, weight)
+        )
+        value, self.state[name] = getattr(self.head, name).update(
+            self.state[name], pred, target, weight, avg_factor, axis_name=self.axis_name
+        )
+        self.losses[name] = self.losses[name] + value if name in self.losses else value
+
+    def normalize(self, count: jax.Array, least: float = 1) -> jax.Array:
+        """max(count, least) over all devices, as each device's share.
+
+        So that the mean of the devices' losses is the loss of the whole batch. A device's own count
+        would be wrong: some have many positives, and some none.
+        """
+        total = clamp_min(reduce_sum(count, self.axis_name), least)
+        return total / reduce_sum(1, self.axis_name)
+
+
+def compiled(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Jits a method of a head, and puts the head's name in front of its errors."""
+    static = [name for name in ("self", "axis_name") if name in inspect.signature(method).parameters]
+    jitted = jax.jit(method, static_argnames=static)
+
+    @functools.wraps(method)
+    def call(head: "Head", *args: Any, **options: Any) -> Any:
+        try:
+            hash(head)
+            run = jitted
+        except TypeError:  # a hyperparameter is being traced: some jit or vmap is around already
+            run = method
+        try:
+            return run(head, *args, **options)
+        except (TypeError, ValueError) as error:
+            if type(error) not in (TypeError, ValueError):
+                raise
+            raise type(error)(f"{type(head).__name__}: {error}") from error
+
+    return call
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head(Config):
+    """Base of the heads: a subclass is its fields, its `grid`, `assign`, `compute` and `boxes`.
+
+    A head has no parameters and is no network: it takes what the network gave. Like a loss it is
+    frozen, equal and hashed by value, and can be a jit argument.
+
+    Args:
+      num_classes: without background.
+      loss_cls, loss_bbox: losses, or their configs in a head's config.
+    """
+
+    num_classes: int
+    loss_cls: Loss
+    loss_bbox: Loss
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.refuse_unless_positive("num_classes")
+        rows = 2
+        for name, (pred, target) in self.examples(rows).items():
+            self._check_fit(name, rows, pred, target)
+
+    # What users call.
+
+    def loss(
+        self,
+        outputs: HeadOutputs,
+        gt_boxes: jax.Array,
+        gt_labels: jax.Array,
+        image_shapes: jax.Array | None = None,
+        pad_shapes: jax.Array | None = None,
+        *,
+        axis_name: str | tuple[str, ...] | None = None,
+    ) -> dict[str, jax.Array]:
+        """The losses of a batch by name, each a scalar, the sum over the levels.
+
+        Jitted: one compilation for all batches of the same shapes, however many boxes are in them.
+
+        Args:
+          outputs: what the network gave; see `HeadOutputs`.
+          gt_boxes: (B, G, 4) as x1, y1, x2, y2, in pixels.
+          gt_labels: (B, G) from 0 to C - 1; negative for padding, of whose boxes nothing is read.
+          image_shapes: (B, 2) height and width of each image in pixels, for priors that reach over
+            its border; the size of the finest feature map times its stride unless given.
+          pad_shapes: (B, 2) height and width of each image with its own padding: priors of cells
+            beyond take no part. All do unless given.
+          axis_name: of the mesh axis, or axes, over which the batch is spread inside `shard_map` or
+            `vmap(axis_name=...)`. The mean of the devices' losses is then the loss of the whole
+            batch. Under plain `jit` over sharded arrays it is so without.
+        Raises: ValueError, TypeError for shapes and types that do not fit; TypeError where a loss
+          keeps running statistics, which `update` is for.
+        """
+        state = self.init()
+        if jax.tree.leaves(state):
+            names = [name for name, part in state.items() if jax.tree.leaves(part)]
+            raise TypeError(
+                f"{type(self).__name__}: {' and '.join(names)} keeps running statistics: write "
+                "`state = head.init()` once and `losses, state = head.update(state, ...)` at each "
+                "step"
+            )
+        arguments = (outputs, gt_boxes, gt_labels, image_shapes, pad_shapes)
+        return self.update(state, *arguments, axis_name=axis_name)[0]
+
+    def init(self) -> dict[str, Any]:
+        """The losses' states before the first `update`, by name; () for those that keep none."""
+        losses = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: loss.init() for name, loss in losses.items() if isinstance(loss, Loss)}
+
+    @compiled
+    def update(
+        self,
+        state: dict[str, Any],
+        outputs: HeadOutputs,
+        gt_boxes: jax.Array,
+        gt_labels: jax.Array,
+        image_shapes: jax.Array | None = None,
+        pad_shapes: jax.Array | None = None,
+        *,
+        axis_name: str | tuple[str, ...] | None = None,
+    ) -> tuple[dict[str, jax.Array], dict[str, Any]]:
+        """(losses, next state), as `loss` and as a `StatefulLoss`'s `update`."""
+        grid, targets = self._assign(outputs, gt_boxes, gt_labels, image_shapes, pad_shapes)
+        criterion = Criterion(self, state, axis_name)
+        self.compute(criterion, self._levels(outputs, grid, targets))
+        return criterion.losses, criterion.state
+
+    @compiled
+    def targets(
+        self,
+        outputs: HeadOutputs,
+        gt_boxes: jax.Array,
+        gt_labels: jax.Array,
+        image_shapes: jax.Array | None = None,
+        pad_shapes: jax.Array | None = None,
+    ) -> HeadTargets:
+        """What each prior learns; the arguments are those of `loss`."""
+        return self._assign(outputs, gt_boxes, gt_labels, image_shapes, pad_shapes)[1]
+
+    @compiled
+    def decode(self, outputs: HeadOutputs, image_shapes: jax.Array | None = None) -> Detections:
+        """Boxes and scores of every prior, for non-maximum suppression.
+
+        Scores are sigmoid(cls_scores), times sigmoid(centernesses) where the head has them, or the
+        softmax without the background. Boxes are clipped to `image_shapes` (B, 2) where given and
+        the coder's `clip_border` allows it.
+        """
+        sizes, dtype = self._check_outputs(outputs)
+        batch = len(outputs.cls_scores[0])
+        maps = {
+            name: jnp.concatenate([x.reshape(batch, -1, size) for x in getattr(outputs, name)], 1)
+            for name, size in self.channels.items()
+        }
+        logits = maps["cls_scores"].astype(dtype)
+        if self.use_sigmoid:
+            scores = jax.nn.sigmoid(logits)
+        else:
+            scores = jax.nn.softmax(logits, axis=-1)[..., : self.num_classes]
+        if "centernesses" in maps:
+            scores *= jax.nn.sigmoid(maps["centernesses"].astype(dtype))
+        return Detections(self.boxes(self.grid(sizes, dtype), maps["bbox_preds"], image_shapes), scores)
+
+    # What a subclass defines.
+
+    def grid(self, sizes: tuple[tuple[int, int], ...], dtype: Any) -> Grid:
+        """The priors of feature maps of the given (height, width)."""
+        raise NotImplementedError(f"{type(self).__name__} must define grid")
+
+    def assign(
+        self, grid: Grid, gt_boxes: jax.Array, gt_labels: jax.Array, image_shape: jax.Array,
+        pad_shape: jax.Array,
+    ) -> HeadTargets:
+        """The targets (N, ...) of one image, from boxes (G, 4) and labels (G,)."""
+        raise NotImplementedError(f"{type(self).__name__} must define assign")
+
+    def compute(self, criterion: Criterion, levels: list[Level]) -> None:
+        """Adds each loss of each level to the criterion."""
+        raise NotImplementedError(f"{type(self).__name__} must define compute")
+
+    def boxes(self, grid: Grid, bbox_preds: jax.Array, image_shapes: jax.Array | None) -> jax.Array:
+        """Boxes (B, N, 4) in pixels from what was predicted for them (B, N, ...)."""
+        raise NotImplementedError(f"{type(self).__name__} must define boxes")
+
+    def examples(self, rows: int) -> dict[str, tuple[Any, Any]]:
+        """Shapes and types of each loss's pred and target, by which a loss is tried for its place."""
+        logits = jax.ShapeDtypeStruct((rows, self.channels["cls_scores"]), np.float32)
+        boxes = jax.ShapeDtypeStruct((rows, 4), np.float32)
+        labels = jax.ShapeDtypeStruct((rows,), np.int32)
+        return {"loss_cls": (logits, labels), "loss_bbox": (boxes, boxes)}
+
+    @property
+    def num_base_priors(self) -> int:
+        """How many priors a cell has."""
+        return 1
+
+    @property
+    def box_channels(self) -> int:
+        """How many numbers are predicted for a box."""
+        return 4
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """The strides of the levels, in pixels."""
+        raise NotImplementedError(f"{type(self).__name__} must define strides")
+
+    # The rest.
+
+    @property
+    def use_sigmoid(self) -> bool:
+        """Whether each class has its sigmoid, or all and the background share a softmax."""
+        return getattr(self.loss_cls, "use_sigmoid", False)
+
+    @property
+    def channels(self) -> dict[str, int]:
+        """How many channels each of the outputs has for a prior."""
+        channels = {
+            "cls_scores": self.num_classes + (not self.use_sigmoid),
+            "bbox_preds": self.box_channels,
+        }
+        return channels | ({"centernesses": 1} if hasattr(self, "loss_centerness") else {})
+
+    def _check_fit(self, name: str, rows: int, pred: Any, target: Any) -> None:
+        """Raises a ValueError unless the loss of that name takes what this head gives it."""
+        loss = getattr(self, name)
+        weight = jax.ShapeDtypeStruct((rows,), np.float32)
+        parts = [f"(N{str(x.shape)[2:]}" for x in jax.tree.leaves((pred, target))]
+        what = f"{name} gets pred {parts[0]}, target {' and '.join(parts[1:])} and weight (N,)"
+        try:
+            value, _ = jax.eval_shape(loss.update, loss.init(), pred, target, weight, 1.0)
+        except (TypeError, ValueError) as error:
+            self.refuse(f"{what}, which does not fit {loss!r}: {error}")
+        if getattr(value, "shape", None) != ():
+            self.refuse(f"{what} and must give one number, which {loss!r} does not: {value}")
+
+    def _check_outputs(self, outputs: HeadOutputs) -> tuple[tuple[tuple[int, int], ...], Any]:
+        """The (height, width) of each level, and the type to compute in."""
+        if not isinstance(outputs, HeadOutputs):
+            raise TypeError(f"outputs must be HeadOutputs, got {type(outputs).__name__}")
+        channels, count = self.channels, self.num_base_priors
+        if "centernesses" not in channels and outputs.centernesses is not None:
+            raise ValueError("outputs.centernesses must be None: this head has no centerness")
+        for name, size in channels.items():
+            maps = getattr(outputs, name)
+            if maps is None or len(maps) != len(self.strides):
+                got = "None" if maps is None else f"{len(maps)} arrays"
+                raise ValueError(f"{name} must be {len(self.strides)} levels, got {got}")
+            for level, (x, scores) in enumerate(zip(maps, outputs.cls_scores, strict=True)):
+                check_array(f"{name}[{level}]", x)
+                batch = outputs.cls_scores[0].shape[:1]
+                if x.ndim != 4 or x.shape != (*batch, *scores.shape[1:3], count * size):
+                    raise ValueError(
+                        f"{name}[{level}] must have shape (B, H, W, {count * size}), that is "
+                        f"{count} priors of {size} channels, with the B, H and W of cls_scores; "
+                        f"got {x.shape}"
+                    )
+        # By the boxes, since losses compute in a type of their own.
+        dtype = compute_dtype(**dict(zip("abcdefgh", outputs.bbox_preds, strict=False)))
+        return tuple(x.shape[1:3] for x in outputs.cls_scores), dtype
+
+    def _assign(
+        self,
+        outputs: HeadOutputs,
+        gt_boxes: Any,
+        gt_labels: Any,
+        image_shapes: Any,
+        pad_shapes: Any,
+    ) -> tuple[Grid, HeadTargets]:
+        """The priors, and what they learn."""
+        sizes, dtype = self._check_outputs(outputs)
+        batch = outputs.cls_scores[0].shape[0]
+        check_array("gt_boxes", gt_boxes)
+        if gt_boxes.ndim != 3 or gt_boxes.shape[::2] != (batch, 4):
+            raise ValueError(f"gt_boxes must have shape ({batch}, G, 4), got {gt_boxes.shape}")
+        check_labels("gt_labels", gt_labels, gt_boxes.shape[:2])
+        shapes = []
+        for name, given, default in (
+            ("image_shapes", image_shapes, np.asarray(sizes[0]) * self.strides[0]),
+            ("pad_shapes", pad_shapes, np.inf),
+        ):
+            if given is None:
+                given = np.broadcast_to(default, (batch, 2))
+            if np.shape(given) != (batch, 2):
+                raise ValueError(f"{name} must have shape ({batch}, 2), got {np.shape(given)}")
+            shapes.append(jnp.asarray(given).astype(dtype))
+        boxes, labels = without_padding(gt_boxes, gt_labels, dtype)
+        grid = self.grid(sizes, dtype)
+        targets = jax.vmap(functools.partial(self.assign, grid))(boxes, labels, *shapes)
+        return grid, jax.lax.stop_gradient(targets)
+
+    def _levels(self, outputs: HeadOutputs, grid: Grid, targets: HeadTargets) -> list[Level]:
+        def rows(x: jax.Array, size: int) -> jax.Array:
+            return x.reshape(x.shape[0], -1, size)
+
+        levels, end = [], 0
+        for index, size in enumerate(grid.level_sizes):
+            part, end = slice(end, end + size), end + size
+            maps = {
+                name: rows(getattr(outputs, name)[index], channels)
+                for name, channels in self.channels.items()
+            }
+            levels.append(
+                Level(
+                    cls_scores=maps["cls_scores"],
+                    bbox_preds=maps["bbox_preds"],
+                    centernesses=maps["centernesses"][..., 0] if "centernesses" in maps else None,
+                    priors=grid.priors[None, part],
+                    strides=grid.strides[None, part],
+                    targets=jax.tree.map(lambda x, part=part: x[:, part], targets),
+                )
+            )
+        return levels
+
+
+def build_head(config: Any, train_cfg: Any = None) -> Any:
+    """The head of a config such as mmdet's `bbox_head`, and its `train_cfg`.
+
+    What stands in `train_cfg` (assigner, sampler, allowed_border, pos_weight) are keys of the head
+    itself; `debug` has no effect, as keys of the network have none (`NETWORK_KEYS`). A `bbox_head`
+    may hold its `train_cfg`. A head without an assigner, FCOS's, needs none and heeds none.
+
+    Example:
+      >>> head = build_head(dict(type="FCOSHead", num_classes=80, in_channels=256))
+    Raises: ValueError or TypeError, as `Registry.build`.
+    """
+    if not is_config(config):
+        return HEADS.build(config)
+    settings = {key: config[key] for key in config.keys()}  # noqa: SIM118 (no iteration asked)
+    own = settings.pop("train_cfg", None)
+    given = own if train_cfg is None else train_cfg
+    cls = settings.get("type")
+    cls = HEADS[cls] if isinstance(cls, str) else cls
+    if given is not None and "assigner" in field_types(cls):
+        for key in given.keys():  # noqa: SIM118
+            if key in settings:
+                raise ValueError(f"{key} stands in the head's config and in its train_cfg")
+            if key != "debug":
+                settings[key] = given[key]
+    return HEADS.build(settings)
