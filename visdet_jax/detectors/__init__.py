@@ -21,7 +21,7 @@ from visdet_jax.detectors.head import (
     Head,
     HeadOutputs,
     HeadTargets,
-    Level,
+    Rows,
     build_head,
 )
 from visdet_jax.detectors.priors import (
@@ -55,11 +55,11 @@ __all__ = [
     "Head",
     "HeadOutputs",
     "HeadTargets",
-    "Level",
     "MaxIoUAssigner",
     "MlvlPointGenerator",
     "PseudoSampler",
     "RetinaHead",
+    "Rows",
     "atss_assign",
     "build_head",
     "fcos_assign",

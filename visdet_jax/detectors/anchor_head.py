@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from visdet_jax.boxes import bbox2distance, centerness_target, convert_boxes
 from visdet_jax.detectors.assigners import Assigner, pick
 from visdet_jax.detectors.coders import DeltaXYWHBBoxCoder, DistancePointBBoxCoder
-from visdet_jax.detectors.head import Criterion, Head, HeadTargets, Level
+from visdet_jax.detectors.head import Criterion, Head, HeadTargets
 from visdet_jax.detectors.priors import AnchorGenerator, Grid, inside_flags, valid_flags
 from visdet_jax.detectors.registry import TASK_UTILS
 from visdet_jax.losses import CrossEntropyLoss, SmoothL1Loss
@@ -94,10 +94,9 @@ class AnchorHead(Head):
         return self.bbox_coder.decode(grid.priors[None], bbox_preds, image_shapes)
 
 
-def count_positives(criterion: Criterion, levels: list[Level]) -> jax.Array:
+def count_positives(criterion: Criterion, targets: HeadTargets) -> jax.Array:
     """What class losses are divided by: the sum over the images of max(positives, 1).
 
     So an image without positives counts as one.
     """
-    positives = sum(level.targets.bbox_weights.sum(1) for level in levels)
-    return criterion.normalize(jnp.maximum(positives, 1).sum())
+    return criterion.normalize(jnp.maximum(targets.bbox_weights.sum(1), 1).sum())

@@ -81,8 +81,8 @@ def max_iou_assign(
 
     none = jnp.zeros_like(priors[:, 0], jnp.int32)
     start = (jnp.full_like(priors[:, 0], -1), none, none)
-    numbers = 1 + jnp.arange(len(gt_boxes), dtype=jnp.int32)
-    (best, best_gt, of_its_best), _ = jax.lax.scan(visit, start, (numbers, gt_boxes, exists))
+    boxes = (_numbers(gt_labels), gt_boxes, exists)
+    (best, best_gt, of_its_best), _ = jax.lax.scan(visit, start, boxes)
     best = jnp.where(exists.any(), best, 0)
     gt_inds = jnp.where((best >= low) & (best < high), 0, IGNORED)
     gt_inds = jnp.where((best >= positive) & exists.any(), best_gt, gt_inds)
@@ -120,35 +120,31 @@ def atss_assign(
     exists = gt_labels >= 0
     if sum(level_sizes) != len(priors):
         raise ValueError(f"level_sizes {level_sizes} do not add up to {len(priors)} priors")
-    iou = overlaps(gt_boxes[:, None], priors[None], "iou", EPS)
+    dtype = priors.dtype
     centers = convert_boxes(priors)[:, :2]
-    offset = convert_boxes(gt_boxes)[:, None, :2] - centers[None]
-    distance = jnp.sqrt(offset[..., 0] ** 2 + offset[..., 1] ** 2)
-    distance = jnp.where(valid[None], distance, jnp.inf)
+    margin = as_dtype(dtype, 0.01)
 
-    candidate, start = [], 0
-    for size in level_sizes:
-        level, start = distance[:, start : start + size], start + size
-        if size:
-            nearest, index = jax.lax.top_k(-level, min(topk, size))
-            last, last_index = -nearest[:, -1:], index[:, -1:]
-            number = jax.lax.broadcasted_iota(jnp.int32, level.shape, 1)
-            nearer = (level < last) | ((level == last) & (number <= last_index))
-            candidate.append(nearer & jnp.isfinite(level))
-    is_candidate = jnp.concatenate(candidate, axis=1)
+    # Box by box: XLA on the CPU then finds the nearest by selection, and sorts a batch of matrices.
+    def visit(state, box):
+        best, best_gt = state
+        index, box, exists = box
+        iou = overlaps(box[None], priors, "iou", EPS)
+        x, y = (centers - convert_boxes(box)[None, :2]).T
+        distance = jnp.where(valid, jnp.sqrt(x**2 + y**2), jnp.inf)
+        candidate = _nearest(distance, level_sizes, topk)
+        count = candidate.sum().astype(dtype)
+        mean = jnp.where(candidate, iou, 0).sum() / jnp.maximum(count, 1)
+        square = jnp.where(candidate, (iou - mean) ** 2, 0).sum()
+        deviation = jnp.sqrt(square / jnp.maximum(count - 1, 1))
+        inside = bbox2distance(centers, box[None]).min(-1) > margin
+        positive = candidate & (iou >= mean + deviation) & (count > 1) & inside & exists
+        better = positive & (iou > best)
+        return (jnp.where(better, iou, best), jnp.where(better, index, best_gt)), None
 
-    count = is_candidate.sum(1, keepdims=True).astype(iou.dtype)
-    mean = jnp.where(is_candidate, iou, 0).sum(1, keepdims=True) / jnp.maximum(count, 1)
-    square = jnp.where(is_candidate, (iou - mean) ** 2, 0).sum(1, keepdims=True)
-    deviation = jnp.sqrt(square / jnp.maximum(count - 1, 1))
-    inside = bbox2distance(centers[None], gt_boxes[:, None]).min(-1) > as_dtype(iou.dtype, 0.01)
-    positive = is_candidate & (iou >= mean + deviation) & (count > 1) & inside & exists[:, None]
-
-    best = jnp.where(positive, iou, -1)
-    found = positive.any(0)
-    gt_inds = jnp.where(found, 1 + best.argmax(0).astype(jnp.int32), 0)
-    unassigned = jnp.where(exists.any(), as_dtype(iou.dtype, -1e8), 0)
-    return _assignment(gt_inds, jnp.where(found, best.max(0), unassigned), gt_labels, valid)
+    start = (jnp.full_like(priors[:, 0], -1), jnp.zeros_like(priors[:, 0], jnp.int32))
+    (best, best_gt), _ = jax.lax.scan(visit, start, (_numbers(gt_labels), gt_boxes, exists))
+    unassigned = jnp.where(exists.any(), as_dtype(dtype, -1e8), 0)
+    return _assignment(best_gt, jnp.where(best_gt > 0, best, unassigned), gt_labels, valid)
 
 
 @jitted
@@ -235,6 +231,27 @@ def _checked(
     elif valid.shape != priors.shape[:1]:
         raise ValueError(f"valid must have shape {priors.shape[:1]}, got {valid.shape}")
     return jnp.asarray(priors).astype(dtype), *without_padding(gt_boxes, gt_labels, dtype), valid
+
+
+def _numbers(gt_labels: jax.Array) -> jax.Array:
+    """By which `gt_inds` call the boxes: from 1."""
+    return 1 + jnp.arange(len(gt_labels), dtype=jnp.int32)
+
+
+def _nearest(distance: jax.Array, level_sizes: tuple[int, ...], topk: int) -> jax.Array:
+    """Which priors (N,) are among the `topk` of their level at the least, finite distance."""
+    nearest, start = [], 0
+    for size in level_sizes:
+        level, start = distance[start : start + size], start + size
+        if size:
+            least, index = jax.lax.top_k(-level, min(topk, size))
+            # top_k takes the first of equals: those at the last distance up to the last index.
+            # Not least[-1]: XLA makes a sort of a top_k of which only that is used, 80 times slower.
+            last = -least.min()
+            last_index = jnp.where(least == -last, index, -1).max()
+            number = jnp.arange(size, dtype=index.dtype)
+            nearest.append((level < last) | ((level == last) & (number <= last_index)))
+    return jnp.concatenate(nearest) & jnp.isfinite(distance)
 
 
 def _assignment(

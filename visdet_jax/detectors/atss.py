@@ -35,21 +35,13 @@ class ATSSHead(AnchorHead):
         one = jax.ShapeDtypeStruct((rows,), "float32")
         return super().examples(rows) | {"loss_centerness": (one, one)}
 
-    def compute(self, criterion, levels):
-        count = count_positives(criterion, levels)
-        total = criterion.normalize(sum(level.targets.centerness.sum() for level in levels))
-        for level in levels:
-            targets = level.targets
-            criterion.add(
-                "loss_cls", level.cls_scores, targets.labels, targets.label_weights, count
-            )
-            boxes = self.bbox_coder.decode(level.priors, level.bbox_preds)
-            criterion.add("loss_bbox", boxes, targets.bbox_targets, targets.centerness, 1.0)
-            criterion.add(
-                "loss_centerness",
-                level.centernesses,
-                targets.centerness,
-                targets.bbox_weights,
-                count,
-            )
-        criterion.losses["loss_bbox"] /= total
+    def compute(self, criterion, rows):
+        targets, centerness = rows.targets, rows.targets.centerness
+        count = count_positives(criterion, targets)
+        criterion.add("loss_cls", rows.cls_scores, targets.labels, targets.label_weights, count)
+        boxes = self.bbox_coder.decode(rows.priors, rows.bbox_preds)
+        criterion.add("loss_bbox", boxes, targets.bbox_targets, centerness, 1.0)
+        criterion.losses["loss_bbox"] /= criterion.normalize(centerness.sum())
+        criterion.add(
+            "loss_centerness", rows.centernesses, centerness, targets.bbox_weights, count
+        )

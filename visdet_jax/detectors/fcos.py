@@ -98,29 +98,21 @@ class FCOSHead(Head):
             centerness=jnp.where(positive, centerness_target(distances), 0),
         )
 
-    def compute(self, criterion, levels):
-        positives = sum(level.targets.bbox_weights.sum() for level in levels)
-        count = criterion.normalize(positives)
-        total = criterion.normalize(sum(level.targets.centerness.sum() for level in levels), 1e-6)
-        for level in levels:
-            targets = level.targets
-            criterion.add(
-                "loss_cls", level.cls_scores, targets.labels, targets.label_weights, count
-            )
-            # With norm_on_bbox pixels and strides are mixed, as in the reference: an IoU does not
-            # change when both boxes move.
-            pred, target = (
-                self.bbox_coder.decode(level.priors, distances)
-                for distances in (level.bbox_preds, targets.bbox_targets)
-            )
-            criterion.add("loss_bbox", pred, target, targets.centerness, total)
-            criterion.add(
-                "loss_centerness",
-                level.centernesses,
-                targets.centerness,
-                targets.bbox_weights,
-                count,
-            )
+    def compute(self, criterion, rows):
+        targets, centerness = rows.targets, rows.targets.centerness
+        count = criterion.normalize(targets.bbox_weights.sum())
+        criterion.add("loss_cls", rows.cls_scores, targets.labels, targets.label_weights, count)
+        # With norm_on_bbox pixels and strides are mixed, as in the reference: an IoU does not
+        # change when both boxes move.
+        pred, target = (
+            self.bbox_coder.decode(rows.priors, distances)
+            for distances in (rows.bbox_preds, targets.bbox_targets)
+        )
+        total = criterion.normalize(centerness.sum(), 1e-6)
+        criterion.add("loss_bbox", pred, target, centerness, total)
+        criterion.add(
+            "loss_centerness", rows.centernesses, centerness, targets.bbox_weights, count
+        )
 
     def boxes(self, grid, bbox_preds, image_shapes):
         if self.norm_on_bbox:

@@ -63,35 +63,31 @@ class GFLHead(AnchorHead):
             "loss_dfl": (floats(self.reg_max + 1), floats()),
         }
 
-    def compute(self, criterion, levels):
-        count = count_positives(criterion, levels)
-        certainties = []
-        for level in levels:
-            targets, stride = level.targets, level.strides[..., None]
-            points = convert_boxes(level.priors)[..., :2] / stride
-            logits, distances = self._distances(level.bbox_preds)
-            pred = self.bbox_coder.decode(points, distances)
-            target = targets.bbox_targets / stride
-            iou = overlaps(jax.lax.stop_gradient(pred), target, "iou", EPS)
-            quality = jnp.where(targets.bbox_weights > 0, iou, 0)
-            scores = jax.nn.sigmoid(jax.lax.stop_gradient(level.cls_scores).astype(iou.dtype))
-            certainty = scores.max(-1) * targets.bbox_weights
-            certainties.append(certainty.sum())
+    def compute(self, criterion, rows):
+        targets, strides = rows.targets, rows.strides[..., None]
+        points = convert_boxes(rows.priors)[..., :2] / strides
+        logits, distances = self._distances(rows.bbox_preds)
+        pred = self.bbox_coder.decode(points, distances)
+        target = targets.bbox_targets / strides
+        iou = overlaps(jax.lax.stop_gradient(pred), target, "iou", EPS)
+        quality = jnp.where(targets.bbox_weights > 0, iou, 0)
+        best = [jax.lax.stop_gradient(x).max(-1).astype(iou.dtype) for x in rows.cls_scores]
+        certainty = jax.nn.sigmoid(jnp.concatenate(best, axis=1)) * targets.bbox_weights
 
-            criterion.add(
-                "loss_cls", level.cls_scores, (targets.labels, quality), targets.label_weights, count
-            )
-            criterion.add("loss_bbox", pred, target, certainty, 1.0)
-            bins = self.bbox_coder.encode(points, target, self.reg_max)
-            sides = (pred.shape[0], -1)
-            criterion.add(
-                "loss_dfl",
-                logits.reshape(*sides, self.reg_max + 1),
-                bins.reshape(sides),
-                jnp.broadcast_to(certainty[..., None], bins.shape).reshape(sides),
-                4.0,
-            )
-        total = criterion.normalize(sum(certainties))
+        count = count_positives(criterion, targets)
+        labels = (targets.labels, quality)
+        criterion.add("loss_cls", rows.cls_scores, labels, targets.label_weights, count)
+        criterion.add("loss_bbox", pred, target, certainty, 1.0)
+        bins = self.bbox_coder.encode(points, target, self.reg_max)
+        sides = (len(bins), -1)
+        criterion.add(
+            "loss_dfl",
+            logits.reshape(*sides, self.reg_max + 1),
+            bins.reshape(sides),
+            jnp.broadcast_to(certainty[..., None], bins.shape).reshape(sides),
+            4.0,
+        )
+        total = criterion.normalize(certainty.sum())
         for name in ("loss_bbox", "loss_dfl"):
             criterion.losses[name] /= total
 

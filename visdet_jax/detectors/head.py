@@ -14,7 +14,7 @@ from visdet_jax.detectors.assigners import without_padding
 from visdet_jax.detectors.priors import Grid
 from visdet_jax.detectors.registry import HEADS
 from visdet_jax.function import check_array, check_labels, compute_dtype
-from visdet_jax.module import Config, Loss, field_types
+from visdet_jax.module import Config, Loss, StatefulLoss, field_types
 from visdet_jax.numerics import clamp_min
 from visdet_jax.reduction import reduce_sum
 from visdet_jax.registry import is_config
@@ -50,36 +50,56 @@ class Detections(NamedTuple):
     scores: jax.Array  # (B, N, C) in [0, 1]
 
 
-class Level(NamedTuple):
-    """Outputs and targets of the n priors of a level, in each of B images."""
+class Rows(NamedTuple):
+    """Outputs and targets of the N priors of all levels, in each of B images."""
 
-    cls_scores: jax.Array  # (B, n, C)
-    bbox_preds: jax.Array  # (B, n, 4) or (B, n, 4 · (reg_max + 1))
-    centernesses: jax.Array | None  # (B, n)
-    priors: np.ndarray  # (1, n, 4) or (1, n, 2)
-    strides: np.ndarray  # (1, n) of the priors
-    targets: HeadTargets  # of (B, n, ...)
+    cls_scores: list[jax.Array]  # (B, n, C) of each level: too large to be copied into one array
+    bbox_preds: jax.Array  # (B, N, 4) or (B, N, 4 · (reg_max + 1))
+    centernesses: jax.Array | None  # (B, N)
+    priors: np.ndarray  # (1, N, 4) or (1, N, 2)
+    strides: np.ndarray  # (1, N) of the priors
+    targets: HeadTargets  # of (B, N, ...)
 
 
 class Criterion:
-    """Calls a head's losses by name; keeps the sums of their values, and their states."""
+    """Calls a head's losses by name; keeps their values and their states."""
 
-    def __init__(self, head: "Head", state: dict[str, Any], axis_name: Any) -> None:
+    def __init__(
+        self, head: "Head", state: dict[str, Any], level_sizes: tuple[int, ...], axis_name: Any
+    ) -> None:
         self.head, self.state, self.axis_name = head, dict(state), axis_name
+        self.sizes, self.ends = level_sizes, np.cumsum(level_sizes)
         self.losses: dict[str, jax.Array] = {}
 
-    def add(self, name: str, pred: Any, target: Any, weight: Any, avg_factor: Any) -> None:
-        """Adds the loss of that name, of arrays (B, n, ...), as a call with arrays (B · n, ...).
+    def add(
+        self, name: str, pred: Any, target: Any, weight: jax.Array, avg_factor: jax.Array | float
+    ) -> None:
+        """Calls the loss of that name on arrays (B, N, ...), as arrays (B · N, ...).
 
-        The state of a `StatefulLoss` goes from call to call.
+        One call for all levels; where `pred` is a list of levels, or where the loss keeps
+        statistics (of a call, as in mmdet), the sum of a call for each.
         """
-        pred, target, weight = jax.tree.map(
-            lambda x: x.reshape(-1, *x.shape[2:]), (pred, target, weight)
-        )
-        value, self.state[name] = getattr(self.head, name).update(
-            self.state[name], pred, target, weight, avg_factor, axis_name=self.axis_name
-        )
-        self.losses[name] = self.losses[name] + value if name in self.losses else value
+        loss, total = getattr(self.head, name), jnp.zeros(())
+        levels = [slice(end - size, end) for size, end in zip(self.sizes, self.ends, strict=True)]
+        if isinstance(pred, list):
+            preds = pred
+        elif isinstance(loss, StatefulLoss):
+            preds = [pred[:, level] for level in levels]
+        else:
+            preds, levels = [pred], [slice(None)]
+        for pred, level in zip(preds, levels, strict=True):
+            rows = jax.tree.map(
+                lambda x, level=level: x[:, level].reshape(-1, *x.shape[2:]), (target, weight)
+            )
+            value, self.state[name] = loss.update(
+                self.state[name],
+                pred.reshape(-1, *pred.shape[2:]),
+                *rows,
+                avg_factor,
+                axis_name=self.axis_name,
+            )
+            total += value
+        self.losses[name] = total
 
     def normalize(self, count: jax.Array, least: float = 1) -> jax.Array:
         """max(count, least) over all devices, as each device's share.
@@ -196,8 +216,20 @@ class Head(Config):
     ) -> tuple[dict[str, jax.Array], dict[str, Any]]:
         """(losses, next state), as `loss` and as a `StatefulLoss`'s `update`."""
         grid, targets = self._assign(outputs, gt_boxes, gt_labels, image_shapes, pad_shapes)
-        criterion = Criterion(self, state, axis_name)
-        self.compute(criterion, self._levels(outputs, grid, targets))
+        criterion = Criterion(self, state, grid.level_sizes, axis_name)
+        maps = self._rows(outputs)
+        rows = Rows(
+            cls_scores=maps["cls_scores"],
+            bbox_preds=jnp.concatenate(maps["bbox_preds"], axis=1),
+            centernesses=None,
+            priors=grid.priors[None],
+            strides=grid.strides[None],
+            targets=targets,
+        )
+        if "centernesses" in maps:
+            centernesses = jnp.concatenate(maps["centernesses"], axis=1)[..., 0]
+            rows = rows._replace(centernesses=centernesses)
+        self.compute(criterion, rows)
         return criterion.losses, criterion.state
 
     @compiled
@@ -221,11 +253,7 @@ class Head(Config):
         the coder's `clip_border` allows it.
         """
         sizes, dtype = self._check_outputs(outputs)
-        batch = len(outputs.cls_scores[0])
-        maps = {
-            name: jnp.concatenate([x.reshape(batch, -1, size) for x in getattr(outputs, name)], 1)
-            for name, size in self.channels.items()
-        }
+        maps = {name: jnp.concatenate(x, axis=1) for name, x in self._rows(outputs).items()}
         logits = maps["cls_scores"].astype(dtype)
         if self.use_sigmoid:
             scores = jax.nn.sigmoid(logits)
@@ -248,8 +276,8 @@ class Head(Config):
         """The targets (N, ...) of one image, from boxes (G, 4) and labels (G,)."""
         raise NotImplementedError(f"{type(self).__name__} must define assign")
 
-    def compute(self, criterion: Criterion, levels: list[Level]) -> None:
-        """Adds each loss of each level to the criterion."""
+    def compute(self, criterion: Criterion, rows: Rows) -> None:
+        """Adds each loss to the criterion."""
         raise NotImplementedError(f"{type(self).__name__} must define compute")
 
     def boxes(self, grid: Grid, bbox_preds: jax.Array, image_shapes: jax.Array | None) -> jax.Array:
@@ -362,28 +390,12 @@ class Head(Config):
         targets = jax.vmap(functools.partial(self.assign, grid))(boxes, labels, *shapes)
         return grid, jax.lax.stop_gradient(targets)
 
-    def _levels(self, outputs: HeadOutputs, grid: Grid, targets: HeadTargets) -> list[Level]:
-        def rows(x: jax.Array, size: int) -> jax.Array:
-            return x.reshape(x.shape[0], -1, size)
-
-        levels, end = [], 0
-        for index, size in enumerate(grid.level_sizes):
-            part, end = slice(end, end + size), end + size
-            maps = {
-                name: rows(getattr(outputs, name)[index], channels)
-                for name, channels in self.channels.items()
-            }
-            levels.append(
-                Level(
-                    cls_scores=maps["cls_scores"],
-                    bbox_preds=maps["bbox_preds"],
-                    centernesses=maps["centernesses"][..., 0] if "centernesses" in maps else None,
-                    priors=grid.priors[None, part],
-                    strides=grid.strides[None, part],
-                    targets=jax.tree.map(lambda x, part=part: x[:, part], targets),
-                )
-            )
-        return levels
+    def _rows(self, outputs: HeadOutputs) -> dict[str, list[jax.Array]]:
+        """The outputs by name, of each level (B, n, channels of a prior)."""
+        return {
+            name: [x.reshape(x.shape[0], -1, size) for x in getattr(outputs, name)]
+            for name, size in self.channels.items()
+        }
 
 
 def build_head(config: Any, train_cfg: Any = None) -> Any:

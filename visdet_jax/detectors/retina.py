@@ -35,15 +35,12 @@ class RetinaHead(AnchorHead):
         if isinstance(self.loss_bbox, BoxLoss) and not self.reg_decoded_bbox:
             self.refuse(f"{self.loss_bbox!r} needs boxes: set reg_decoded_bbox=True")
 
-    def compute(self, criterion, levels):
-        count = count_positives(criterion, levels)
-        for level in levels:
-            targets = level.targets
-            criterion.add(
-                "loss_cls", level.cls_scores, targets.labels, targets.label_weights, count
-            )
-            pred = level.bbox_preds
-            if self.reg_decoded_bbox:
-                pred = self.bbox_coder.decode(level.priors, pred)
-            weight = jnp.broadcast_to(targets.bbox_weights[..., None], pred.shape)
-            criterion.add("loss_bbox", pred, targets.bbox_targets, weight, count)
+    def compute(self, criterion, rows):
+        targets = rows.targets
+        count = count_positives(criterion, targets)
+        criterion.add("loss_cls", rows.cls_scores, targets.labels, targets.label_weights, count)
+        pred = rows.bbox_preds
+        if self.reg_decoded_bbox:
+            pred = self.bbox_coder.decode(rows.priors, pred)
+        weight = jnp.broadcast_to(targets.bbox_weights[..., None], pred.shape)
+        criterion.add("loss_bbox", pred, targets.bbox_targets, weight, count)
