@@ -254,7 +254,9 @@ def centerness_target(distances: jax.Array) -> jax.Array:
     left, top, right, bottom = _columns("distances", distances, dtype)
     low, high = jnp.minimum, jnp.maximum
     inside = low(low(left, right), low(top, bottom)) > 0
-    ratio = divide(low(left, right), high(left, right)) * divide(low(top, bottom), high(top, bottom))
+    ratio = divide(low(left, right), high(left, right)) * divide(
+        low(top, bottom), high(top, bottom)
+    )
     return jnp.where(inside, jnp.sqrt(jnp.where(inside, ratio, 1)), 0)
 
 

@@ -99,4 +99,4 @@ def count_positives(criterion: Criterion, targets: HeadTargets) -> jax.Array:
 
     So an image without positives counts as one.
     """
-    return criterion.normalize(jnp.maximum(targets.bbox_weights.sum(1), 1).sum())
+    return criterion.total(jnp.maximum(targets.bbox_weights.sum(1), 1).sum())

@@ -79,8 +79,8 @@ def max_iou_assign(
         its_best &= (top >= 0) & (top >= least)
         return (best, best_gt, jnp.where(its_best, index, of_its_best)), None
 
-    none = jnp.zeros_like(priors[:, 0], jnp.int32)
-    start = (jnp.full_like(priors[:, 0], -1), none, none)
+    best, none = _unassigned(valid & exists.any(), dtype)
+    start = (best, none, none)
     boxes = (_numbers(gt_labels), gt_boxes, exists)
     (best, best_gt, of_its_best), _ = jax.lax.scan(visit, start, boxes)
     best = jnp.where(exists.any(), best, 0)
@@ -141,7 +141,7 @@ def atss_assign(
         better = positive & (iou > best)
         return (jnp.where(better, iou, best), jnp.where(better, index, best_gt)), None
 
-    start = (jnp.full_like(priors[:, 0], -1), jnp.zeros_like(priors[:, 0], jnp.int32))
+    start = _unassigned(valid & exists.any(), dtype)
     (best, best_gt), _ = jax.lax.scan(visit, start, (_numbers(gt_labels), gt_boxes, exists))
     unassigned = jnp.where(exists.any(), as_dtype(dtype, -1e8), 0)
     return _assignment(best_gt, jnp.where(best_gt > 0, best, unassigned), gt_labels, valid)
@@ -236,6 +236,15 @@ def _checked(
 def _numbers(gt_labels: jax.Array) -> jax.Array:
     """By which `gt_inds` call the boxes: from 1."""
     return 1 + jnp.arange(len(gt_labels), dtype=jnp.int32)
+
+
+def _unassigned(data: jax.Array, dtype: Any) -> tuple[jax.Array, jax.Array]:
+    """Before the first box: the largest IoU of each prior, -1, and the box, 0.
+
+    Made of data, so that inside `shard_map` they vary over the devices as what they become.
+    """
+    zeros = jnp.zeros(data.shape, jnp.int32)
+    return jnp.where(data, -1, -jnp.ones(data.shape, dtype)), jnp.where(data, 0, zeros)
 
 
 def _nearest(distance: jax.Array, level_sizes: tuple[int, ...], topk: int) -> jax.Array:

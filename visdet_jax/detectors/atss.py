@@ -41,7 +41,5 @@ class ATSSHead(AnchorHead):
         criterion.add("loss_cls", rows.cls_scores, targets.labels, targets.label_weights, count)
         boxes = self.bbox_coder.decode(rows.priors, rows.bbox_preds)
         criterion.add("loss_bbox", boxes, targets.bbox_targets, centerness, 1.0)
-        criterion.losses["loss_bbox"] /= criterion.normalize(centerness.sum())
-        criterion.add(
-            "loss_centerness", rows.centernesses, centerness, targets.bbox_weights, count
-        )
+        criterion.losses["loss_bbox"] /= criterion.total(centerness.sum())
+        criterion.add("loss_centerness", rows.centernesses, centerness, targets.bbox_weights, count)

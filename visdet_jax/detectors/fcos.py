@@ -100,7 +100,7 @@ class FCOSHead(Head):
 
     def compute(self, criterion, rows):
         targets, centerness = rows.targets, rows.targets.centerness
-        count = criterion.normalize(targets.bbox_weights.sum())
+        count = criterion.total(targets.bbox_weights.sum())
         criterion.add("loss_cls", rows.cls_scores, targets.labels, targets.label_weights, count)
         # With norm_on_bbox pixels and strides are mixed, as in the reference: an IoU does not
         # change when both boxes move.
@@ -108,11 +108,9 @@ class FCOSHead(Head):
             self.bbox_coder.decode(rows.priors, distances)
             for distances in (rows.bbox_preds, targets.bbox_targets)
         )
-        total = criterion.normalize(centerness.sum(), 1e-6)
+        total = criterion.total(centerness.sum(), 1e-6)
         criterion.add("loss_bbox", pred, target, centerness, total)
-        criterion.add(
-            "loss_centerness", rows.centernesses, centerness, targets.bbox_weights, count
-        )
+        criterion.add("loss_centerness", rows.centernesses, centerness, targets.bbox_weights, count)
 
     def boxes(self, grid, bbox_preds, image_shapes):
         if self.norm_on_bbox:

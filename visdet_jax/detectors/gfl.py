@@ -87,14 +87,16 @@ class GFLHead(AnchorHead):
             jnp.broadcast_to(certainty[..., None], bins.shape).reshape(sides),
             4.0,
         )
-        total = criterion.normalize(certainty.sum())
+        total = criterion.total(certainty.sum())
         for name in ("loss_bbox", "loss_dfl"):
             criterion.losses[name] /= total
 
     def boxes(self, grid, bbox_preds, image_shapes):
         strides = grid.strides[None, :, None]
         points = convert_boxes(grid.priors[None])[..., :2]
-        return self.bbox_coder.decode(points, self._distances(bbox_preds)[1] * strides, image_shapes)
+        return self.bbox_coder.decode(
+            points, self._distances(bbox_preds)[1] * strides, image_shapes
+        )
 
     def _distances(self, bbox_preds: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Logits (B, n, 4, reg_max + 1), and the distances (B, n, 4) they mean, in strides."""

@@ -16,7 +16,7 @@ from visdet_jax.detectors.registry import HEADS
 from visdet_jax.function import check_array, check_labels, compute_dtype
 from visdet_jax.module import Config, Loss, StatefulLoss, field_types
 from visdet_jax.numerics import clamp_min
-from visdet_jax.reduction import reduce_sum
+from visdet_jax.reduction import AVG_FACTOR_EPS, reduce_sum
 from visdet_jax.registry import is_config
 
 
@@ -28,7 +28,9 @@ class HeadOutputs(NamedTuple):
     """
 
     cls_scores: Sequence[jax.Array]  # (B, H, W, A·C) logits
-    bbox_preds: Sequence[jax.Array]  # (B, H, W, A·4), or (B, H, W, A·4·(reg_max + 1)) logits of bins
+    bbox_preds: Sequence[
+        jax.Array
+    ]  # (B, H, W, A·4), or (B, H, W, A·4·(reg_max + 1)) logits of bins
     centernesses: Sequence[jax.Array] | None = None  # (B, H, W, A) logits, where the head has them
 
 
@@ -77,9 +79,14 @@ class Criterion:
         """Calls the loss of that name on arrays (B, N, ...), as arrays (B · N, ...).
 
         One call for all levels; where `pred` is a list of levels, or where the loss keeps
-        statistics (of a call, as in mmdet), the sum of a call for each.
+        statistics (of a call, as in mmdet), the sum of a call for each. `avg_factor` is the whole
+        batch's: of several devices each divides by its share of it, so that the mean of their
+        losses is the loss of the whole batch.
         """
-        loss, total = getattr(self.head, name), jnp.zeros(())
+        loss, value = getattr(self.head, name), jnp.zeros(())
+        if self.axis_name is not None:
+            avg_factor = (avg_factor + AVG_FACTOR_EPS) / reduce_sum(1, self.axis_name)
+            avg_factor -= AVG_FACTOR_EPS  # which the loss adds
         levels = [slice(end - size, end) for size, end in zip(self.sizes, self.ends, strict=True)]
         if isinstance(pred, list):
             preds = pred
@@ -91,29 +98,29 @@ class Criterion:
             rows = jax.tree.map(
                 lambda x, level=level: x[:, level].reshape(-1, *x.shape[2:]), (target, weight)
             )
-            value, self.state[name] = loss.update(
+            part, self.state[name] = loss.update(
                 self.state[name],
                 pred.reshape(-1, *pred.shape[2:]),
                 *rows,
                 avg_factor,
                 axis_name=self.axis_name,
             )
-            total += value
-        self.losses[name] = total
+            value += part
+        self.losses[name] = value
 
-    def normalize(self, count: jax.Array, least: float = 1) -> jax.Array:
-        """max(count, least) over all devices, as each device's share.
+    def total(self, count: jax.Array, least: float = 1) -> jax.Array:
+        """max(count, least), counted over all devices.
 
-        So that the mean of the devices' losses is the loss of the whole batch. A device's own count
-        would be wrong: some have many positives, and some none.
+        A device's own count would be wrong: some have many positives, and some none.
         """
-        total = clamp_min(reduce_sum(count, self.axis_name), least)
-        return total / reduce_sum(1, self.axis_name)
+        return clamp_min(reduce_sum(count, self.axis_name), least)
 
 
 def compiled(method: Callable[..., Any]) -> Callable[..., Any]:
     """Jits a method of a head, and puts the head's name in front of its errors."""
-    static = [name for name in ("self", "axis_name") if name in inspect.signature(method).parameters]
+    static = [
+        name for name in ("self", "axis_name") if name in inspect.signature(method).parameters
+    ]
     jitted = jax.jit(method, static_argnames=static)
 
     @functools.wraps(method)
@@ -261,7 +268,9 @@ class Head(Config):
             scores = jax.nn.softmax(logits, axis=-1)[..., : self.num_classes]
         if "centernesses" in maps:
             scores *= jax.nn.sigmoid(maps["centernesses"].astype(dtype))
-        return Detections(self.boxes(self.grid(sizes, dtype), maps["bbox_preds"], image_shapes), scores)
+        return Detections(
+            self.boxes(self.grid(sizes, dtype), maps["bbox_preds"], image_shapes), scores
+        )
 
     # What a subclass defines.
 
@@ -270,7 +279,11 @@ class Head(Config):
         raise NotImplementedError(f"{type(self).__name__} must define grid")
 
     def assign(
-        self, grid: Grid, gt_boxes: jax.Array, gt_labels: jax.Array, image_shape: jax.Array,
+        self,
+        grid: Grid,
+        gt_boxes: jax.Array,
+        gt_labels: jax.Array,
+        image_shape: jax.Array,
         pad_shape: jax.Array,
     ) -> HeadTargets:
         """The targets (N, ...) of one image, from boxes (G, 4) and labels (G,)."""
@@ -393,7 +406,11 @@ class Head(Config):
     def _rows(self, outputs: HeadOutputs) -> dict[str, list[jax.Array]]:
         """The outputs by name, of each level (B, n, channels of a prior)."""
         return {
-            name: [x.reshape(x.shape[0], -1, size) for x in getattr(outputs, name)]
+            # In two steps, which a batch that is sharded over an explicit mesh can follow.
+            name: [
+                x.reshape(*x.shape[:3], -1, size).reshape(len(x), -1, size)
+                for x in getattr(outputs, name)
+            ]
             for name, size in self.channels.items()
         }
 

@@ -102,7 +102,11 @@ class AnchorGenerator(Config):
         else:
             widths = (size * scales[:, None] * (1 / ratios)).ravel()
             heights = (size * scales[:, None] * ratios).ravel()
-        half_w, half_h, center = dtype(0.5) * widths, dtype(0.5) * heights, self.center_offset * size
+        half_w, half_h, center = (
+            dtype(0.5) * widths,
+            dtype(0.5) * heights,
+            self.center_offset * size,
+        )
         return np.stack([center - half_w, center - half_h, center + half_w, center + half_h], 1)
 
     def grid(self, sizes: Sizes, dtype: Any = np.float32) -> Grid:
