@@ -111,7 +111,8 @@ class Registry(Mapping[str, type]):
             raise TypeError(
                 f"A {self.kind} is built from a config such as dict(type=...), got {config!r}"
             )
-        settings = {key: config[key] for key in config.keys() if key not in self.ignored}
+        keys = config.keys()  # no iteration over the config itself is asked for
+        settings = {key: config[key] for key in keys if key not in self.ignored}
         if "type" not in settings:
             raise ValueError(f"The config of a {self.kind} needs a key 'type', got {settings}")
         kind = settings.pop("type")

@@ -6,11 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from visdet_jax.boxes import bbox2distance, centerness_target, convert_boxes
-from visdet_jax.detectors.assigners import Assigner, pick
+from visdet_jax.detectors.assigner import Assigner, pick
 from visdet_jax.detectors.coders import DeltaXYWHBBoxCoder, DistancePointBBoxCoder
-from visdet_jax.detectors.head import Criterion, Head, HeadTargets
-from visdet_jax.detectors.priors import AnchorGenerator, Grid, inside_flags, valid_flags
+from visdet_jax.detectors.criterion import Criterion
+from visdet_jax.detectors.head import Head
+from visdet_jax.detectors.priors import AnchorGenerator, inside_flags, valid_flags
 from visdet_jax.detectors.registry import TASK_UTILS
+from visdet_jax.detectors.structures import HeadTargets
 from visdet_jax.losses import CrossEntropyLoss, SmoothL1Loss
 from visdet_jax.module import Config, Loss
 

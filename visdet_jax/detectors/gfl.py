@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from visdet_jax.boxes import convert_boxes, integral, overlaps
 from visdet_jax.detectors.anchor_head import AnchorHead, count_positives
-from visdet_jax.detectors.assigners import EPS
+from visdet_jax.detectors.assigner import EPS
 from visdet_jax.detectors.coders import DistancePointBBoxCoder
 from visdet_jax.detectors.registry import HEADS
 from visdet_jax.losses import DistributionFocalLoss

@@ -2,136 +2,36 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from visdet_jax.detectors.assigners import without_padding
-from visdet_jax.detectors.priors import Grid
-from visdet_jax.detectors.registry import HEADS
+from visdet_jax.detectors.assigner import without_padding
+from visdet_jax.detectors.criterion import Criterion
+from visdet_jax.detectors.priors import Grid, Sizes
+from visdet_jax.detectors.structures import Detections, HeadOutputs, HeadTargets, Rows
 from visdet_jax.function import check_array, check_labels, compute_dtype
-from visdet_jax.module import Config, Loss, StatefulLoss, field_types
-from visdet_jax.numerics import clamp_min
-from visdet_jax.reduction import AVG_FACTOR_EPS, reduce_sum
-from visdet_jax.registry import is_config
-
-
-class HeadOutputs(NamedTuple):
-    """What a network gives, level by level, channels last: what mmdet's `loss_by_feat` gets.
-
-    A priors at a cell, C classes (and one channel for background where the class loss is a
-    softmax). Channel a · C + c is class c of prior a.
-    """
-
-    cls_scores: Sequence[jax.Array]  # (B, H, W, A·C) logits
-    bbox_preds: Sequence[
-        jax.Array
-    ]  # (B, H, W, A·4), or (B, H, W, A·4·(reg_max + 1)) logits of bins
-    centernesses: Sequence[jax.Array] | None = None  # (B, H, W, A) logits, where the head has them
-
-
-class HeadTargets(NamedTuple):
-    """What each of the N priors of B images learns."""
-
-    gt_inds: jax.Array  # (B, N) 1 for the first box; 0 background, -1 ignored, -2 dropped prior
-    labels: jax.Array  # (B, N) num_classes for background
-    label_weights: jax.Array  # (B, N)
-    bbox_targets: jax.Array  # (B, N, 4) in the head's own terms; 0 where there is no box
-    bbox_weights: jax.Array  # (B, N) 1 where there is a box, else 0
-    centerness: jax.Array | None = None  # (B, N) 0 where there is no box
-
-
-class Detections(NamedTuple):
-    """What the outputs say, before non-maximum suppression."""
-
-    boxes: jax.Array  # (B, N, 4) as x1, y1, x2, y2, in pixels
-    scores: jax.Array  # (B, N, C) in [0, 1]
-
-
-class Rows(NamedTuple):
-    """Outputs and targets of the N priors of all levels, in each of B images."""
-
-    cls_scores: list[jax.Array]  # (B, n, C) of each level: too large to be copied into one array
-    bbox_preds: jax.Array  # (B, N, 4) or (B, N, 4 · (reg_max + 1))
-    centernesses: jax.Array | None  # (B, N)
-    priors: np.ndarray  # (1, N, 4) or (1, N, 2)
-    strides: np.ndarray  # (1, N) of the priors
-    targets: HeadTargets  # of (B, N, ...)
-
-
-class Criterion:
-    """Calls a head's losses by name; keeps their values and their states."""
-
-    def __init__(
-        self, head: "Head", state: dict[str, Any], level_sizes: tuple[int, ...], axis_name: Any
-    ) -> None:
-        self.head, self.state, self.axis_name = head, dict(state), axis_name
-        self.sizes, self.ends = level_sizes, np.cumsum(level_sizes)
-        self.losses: dict[str, jax.Array] = {}
-
-    def add(
-        self, name: str, pred: Any, target: Any, weight: jax.Array, avg_factor: jax.Array | float
-    ) -> None:
-        """Calls the loss of that name on arrays (B, N, ...), as arrays (B · N, ...).
-
-        One call for all levels; where `pred` is a list of levels, or where the loss keeps
-        statistics (of a call, as in mmdet), the sum of a call for each. `avg_factor` is the whole
-        batch's: of several devices each divides by its share of it, so that the mean of their
-        losses is the loss of the whole batch.
-        """
-        loss, value = getattr(self.head, name), jnp.zeros(())
-        if self.axis_name is not None:
-            avg_factor = (avg_factor + AVG_FACTOR_EPS) / reduce_sum(1, self.axis_name)
-            avg_factor -= AVG_FACTOR_EPS  # which the loss adds
-        levels = [slice(end - size, end) for size, end in zip(self.sizes, self.ends, strict=True)]
-        if isinstance(pred, list):
-            preds = pred
-        elif isinstance(loss, StatefulLoss):
-            preds = [pred[:, level] for level in levels]
-        else:
-            preds, levels = [pred], [slice(None)]
-        for pred, level in zip(preds, levels, strict=True):
-            rows = jax.tree.map(
-                lambda x, level=level: x[:, level].reshape(-1, *x.shape[2:]), (target, weight)
-            )
-            part, self.state[name] = loss.update(
-                self.state[name],
-                pred.reshape(-1, *pred.shape[2:]),
-                *rows,
-                avg_factor,
-                axis_name=self.axis_name,
-            )
-            value += part
-        self.losses[name] = value
-
-    def total(self, count: jax.Array, least: float = 1) -> jax.Array:
-        """max(count, least), counted over all devices.
-
-        A device's own count would be wrong: some have many positives, and some none.
-        """
-        return clamp_min(reduce_sum(count, self.axis_name), least)
+from visdet_jax.module import Config, Loss
 
 
 def compiled(method: Callable[..., Any]) -> Callable[..., Any]:
     """Jits a method of a head, and puts the head's name in front of its errors."""
-    static = [
-        name for name in ("self", "axis_name") if name in inspect.signature(method).parameters
-    ]
-    jitted = jax.jit(method, static_argnames=static)
+    static = {"self", "axis_name"} & inspect.signature(method).parameters.keys()
+    jitted = jax.jit(method, static_argnames=sorted(static))
 
     @functools.wraps(method)
     def call(head: "Head", *args: Any, **options: Any) -> Any:
         try:
             hash(head)
-            run = jitted
+            hashable = True
         except TypeError:  # a hyperparameter is being traced: some jit or vmap is around already
-            run = method
+            hashable = False
         try:
-            return run(head, *args, **options)
+            return (jitted if hashable else method)(head, *args, **options)
         except (TypeError, ValueError) as error:
             if type(error) not in (TypeError, ValueError):
                 raise
@@ -222,6 +122,8 @@ class Head(Config):
         axis_name: str | tuple[str, ...] | None = None,
     ) -> tuple[dict[str, jax.Array], dict[str, Any]]:
         """(losses, next state), as `loss` and as a `StatefulLoss`'s `update`."""
+        if jax.tree.structure(state) != jax.tree.structure(self.init()):
+            raise ValueError(f"state must come from init() or update(), got {state}")
         grid, targets = self._assign(outputs, gt_boxes, gt_labels, image_shapes, pad_shapes)
         criterion = Criterion(self, state, grid.level_sizes, axis_name)
         maps = self._rows(outputs)
@@ -274,7 +176,7 @@ class Head(Config):
 
     # What a subclass defines.
 
-    def grid(self, sizes: tuple[tuple[int, int], ...], dtype: Any) -> Grid:
+    def grid(self, sizes: Sizes, dtype: Any) -> Grid:
         """The priors of feature maps of the given (height, width)."""
         raise NotImplementedError(f"{type(self).__name__} must define grid")
 
@@ -298,7 +200,7 @@ class Head(Config):
         raise NotImplementedError(f"{type(self).__name__} must define boxes")
 
     def examples(self, rows: int) -> dict[str, tuple[Any, Any]]:
-        """Shapes and types of each loss's pred and target, by which a loss is tried for its place."""
+        """Shapes and types of each loss's pred and target, by which it is tried for its place."""
         logits = jax.ShapeDtypeStruct((rows, self.channels["cls_scores"]), np.float32)
         boxes = jax.ShapeDtypeStruct((rows, 4), np.float32)
         labels = jax.ShapeDtypeStruct((rows,), np.int32)
@@ -348,7 +250,7 @@ class Head(Config):
         if getattr(value, "shape", None) != ():
             self.refuse(f"{what} and must give one number, which {loss!r} does not: {value}")
 
-    def _check_outputs(self, outputs: HeadOutputs) -> tuple[tuple[tuple[int, int], ...], Any]:
+    def _check_outputs(self, outputs: HeadOutputs) -> tuple[Sizes, Any]:
         """The (height, width) of each level, and the type to compute in."""
         if not isinstance(outputs, HeadOutputs):
             raise TypeError(f"outputs must be HeadOutputs, got {type(outputs).__name__}")
@@ -371,7 +273,7 @@ class Head(Config):
                     )
         # By the boxes, since losses compute in a type of their own.
         dtype = compute_dtype(**dict(zip("abcdefgh", outputs.bbox_preds, strict=False)))
-        return tuple(x.shape[1:3] for x in outputs.cls_scores), dtype
+        return tuple((x.shape[1], x.shape[2]) for x in outputs.cls_scores), dtype
 
     def _assign(
         self,
@@ -413,30 +315,3 @@ class Head(Config):
             ]
             for name, size in self.channels.items()
         }
-
-
-def build_head(config: Any, train_cfg: Any = None) -> Any:
-    """The head of a config such as mmdet's `bbox_head`, and its `train_cfg`.
-
-    What stands in `train_cfg` (assigner, sampler, allowed_border, pos_weight) are keys of the head
-    itself; `debug` has no effect, as keys of the network have none (`NETWORK_KEYS`). A `bbox_head`
-    may hold its `train_cfg`. A head without an assigner, FCOS's, needs none and heeds none.
-
-    Example:
-      >>> head = build_head(dict(type="FCOSHead", num_classes=80, in_channels=256))
-    Raises: ValueError or TypeError, as `Registry.build`.
-    """
-    if not is_config(config):
-        return HEADS.build(config)
-    settings = {key: config[key] for key in config.keys()}  # noqa: SIM118 (no iteration asked)
-    own = settings.pop("train_cfg", None)
-    given = own if train_cfg is None else train_cfg
-    cls = settings.get("type")
-    cls = HEADS[cls] if isinstance(cls, str) else cls
-    if given is not None and "assigner" in field_types(cls):
-        for key in given.keys():  # noqa: SIM118
-            if key in settings:
-                raise ValueError(f"{key} stands in the head's config and in its train_cfg")
-            if key != "debug":
-                settings[key] = given[key]
-    return HEADS.build(settings)

@@ -1,6 +1,7 @@
 """Priors: the anchors and points that a detector's outputs refer to, fixed by the feature sizes."""
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -84,18 +85,13 @@ class AnchorGenerator(Config):
     @property
     def num_base_priors(self) -> int:
         """How many anchors a cell has."""
-        return len(self.ratios) * len(self.scales or range(self.scales_per_octave or 0))
+        return len(self.ratios) * len(self._scales())
 
     def base_anchors(self, base_size: float, dtype: Any = np.float32) -> np.ndarray:
         """The anchors (A, 4) of the cell in the corner, in pixels."""
         # In the priors' own type from the start, as the reference: the same bits.
         ratios = np.sqrt(np.asarray(self.ratios, dtype))
-        if self.scales is None:
-            steps = np.arange(self.scales_per_octave) / self.scales_per_octave
-            scales = np.asarray(self.octave_base_scale * 2**steps, dtype)
-        else:
-            scales = np.asarray(self.scales, dtype)
-        size = dtype(base_size)
+        scales, size = np.asarray(self._scales(), dtype), dtype(base_size)
         if self.scale_major:
             widths = (size * (1 / ratios)[:, None] * scales).ravel()
             heights = (size * ratios[:, None] * scales).ravel()
@@ -108,6 +104,12 @@ class AnchorGenerator(Config):
             self.center_offset * size,
         )
         return np.stack([center - half_w, center - half_h, center + half_w, center + half_h], 1)
+
+    def _scales(self) -> Sequence[float]:
+        base, count = self.octave_base_scale, self.scales_per_octave
+        if base is None or count is None:
+            return self.scales or ()
+        return [base * 2 ** (i / count) for i in range(count)]
 
     def grid(self, sizes: Sizes, dtype: Any = np.float32) -> Grid:
         """The anchors of feature maps of the given (height, width)."""

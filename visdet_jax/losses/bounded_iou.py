@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from visdet_jax.pairs import pair_geometry
 from visdet_jax.function import as_dtype, compute_dtype, jitted
 from visdet_jax.losses.box_loss import BoxLoss, check_boxes
 from visdet_jax.numerics import absolute, divide
+from visdet_jax.pairs import pair_geometry
 from visdet_jax.reduction import spread_weight, weight_reduce_loss
 from visdet_jax.registry import LOSSES
 

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
-from visdet_jax.pairs import pair_geometry
 from visdet_jax.losses.box_loss import BoxLoss, box_loss, check_boxes
 from visdet_jax.numerics import divide
+from visdet_jax.pairs import pair_geometry
 from visdet_jax.registry import LOSSES
 
 
