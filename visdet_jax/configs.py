@@ -1,6 +1,9 @@
-"""The losses of four well-known detectors, as config dicts to copy, change and build.
+"""The losses and the heads of four well-known detectors, as configs to copy, change and build.
 
 >>> losses = {name: build_loss(config) for name, config in configs.FCOS.items()}
+>>> head = build_head(**configs.FCOS_HEAD)
+
+The heads are mmdet's for COCO: 80 classes, strides 8 to 128.
 """
 
 RETINANET = {
@@ -42,4 +45,68 @@ GFL = {
     "loss_cls": {"type": "QualityFocalLoss", "use_sigmoid": True, "beta": 2.0, "loss_weight": 1.0},
     "loss_bbox": {"type": "GIoULoss", "loss_weight": 2.0},
     "loss_dfl": {"type": "DistributionFocalLoss", "loss_weight": 0.25},
+}
+
+_STRIDES = (8, 16, 32, 64, 128)
+_ONE_ANCHOR = {
+    "type": "AnchorGenerator",
+    "ratios": (1.0,),
+    "octave_base_scale": 8,
+    "scales_per_octave": 1,
+    "strides": _STRIDES,
+}
+_ATSS_TRAINING = {
+    "assigner": {"type": "ATSSAssigner", "topk": 9},
+    "allowed_border": -1,
+    "pos_weight": -1,
+}
+
+RETINANET_HEAD = {
+    "bbox_head": {
+        "type": "RetinaHead",
+        "num_classes": 80,
+        "anchor_generator": {
+            "type": "AnchorGenerator",
+            "octave_base_scale": 4,
+            "scales_per_octave": 3,
+            "ratios": (0.5, 1.0, 2.0),
+            "strides": _STRIDES,
+        },
+        "bbox_coder": {"type": "DeltaXYWHBBoxCoder"},
+        **RETINANET,
+    },
+    "train_cfg": {
+        "assigner": {
+            "type": "MaxIoUAssigner",
+            "pos_iou_thr": 0.5,
+            "neg_iou_thr": 0.4,
+            "min_pos_iou": 0,
+        },
+        "allowed_border": -1,
+        "pos_weight": -1,
+    },
+}
+
+FCOS_HEAD = {"bbox_head": {"type": "FCOSHead", "num_classes": 80, "strides": _STRIDES, **FCOS}}
+
+ATSS_HEAD = {
+    "bbox_head": {
+        "type": "ATSSHead",
+        "num_classes": 80,
+        "anchor_generator": _ONE_ANCHOR,
+        "bbox_coder": {"type": "DeltaXYWHBBoxCoder", "target_stds": (0.1, 0.1, 0.2, 0.2)},
+        **ATSS,
+    },
+    "train_cfg": _ATSS_TRAINING,
+}
+
+GFL_HEAD = {
+    "bbox_head": {
+        "type": "GFLHead",
+        "num_classes": 80,
+        "anchor_generator": _ONE_ANCHOR,
+        "reg_max": 16,
+        **GFL,
+    },
+    "train_cfg": _ATSS_TRAINING,
 }

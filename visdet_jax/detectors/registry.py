@@ -26,28 +26,28 @@ TASK_UTILS = Registry("task util")
 HEADS = Registry("head", parts={Loss: LOSSES, Config: TASK_UTILS}, ignored=NETWORK_KEYS)
 
 
-def build_head(config: Any, train_cfg: Any = None) -> Any:
+def build_head(bbox_head: Any, train_cfg: Any = None) -> Any:
     """The head of a config such as mmdet's `bbox_head`, and its `train_cfg`.
 
     What stands in `train_cfg` (assigner, sampler, allowed_border, pos_weight) are keys of the head
     itself; `debug` has no effect, as keys of the network have none (`NETWORK_KEYS`). A `bbox_head`
-    may hold its `train_cfg`. A head without an assigner, FCOS's, needs none and heeds none.
+    may hold its `train_cfg`. A head without an assigner, FCOS's, heeds none.
 
     Example:
       >>> head = build_head(dict(type="FCOSHead", num_classes=80, in_channels=256))
     Raises: ValueError or TypeError, as `Registry.build`.
     """
-    if not is_config(config):
-        return HEADS.build(config)
-    settings = {key: config[key] for key in config.keys()}  # noqa: SIM118 (no iteration asked)
+    if not is_config(bbox_head):
+        return HEADS.build(bbox_head)
+    settings = {key: bbox_head[key] for key in bbox_head.keys()}  # noqa: SIM118 (no iteration)
     own = settings.pop("train_cfg", None)
-    given = own if train_cfg is None else train_cfg
+    training = own if train_cfg is None else train_cfg
     cls = settings.get("type")
     cls = HEADS[cls] if isinstance(cls, str) else cls
-    if given is not None and "assigner" in field_types(cls):
-        for key in given.keys():  # noqa: SIM118
+    if training is not None and "assigner" in field_types(cls):
+        for key in training.keys():  # noqa: SIM118
             if key in settings:
                 raise ValueError(f"{key} stands in the head's config and in its train_cfg")
             if key != "debug":
-                settings[key] = given[key]
+                settings[key] = training[key]
     return HEADS.build(settings)
