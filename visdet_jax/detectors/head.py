@@ -122,7 +122,8 @@ class Head(Config):
         axis_name: str | tuple[str, ...] | None = None,
     ) -> tuple[dict[str, jax.Array], dict[str, Any]]:
         """(losses, next state), as `loss` and as a `StatefulLoss`'s `update`."""
-        if jax.tree.structure(state) != jax.tree.structure(self.init()):
+        given, own = (jax.tree.map(lambda _: 0, tree) for tree in (state, self.init()))
+        if given != own:
             raise ValueError(f"state must come from init() or update(), got {state}")
         grid, targets = self._assign(outputs, gt_boxes, gt_labels, image_shapes, pad_shapes)
         criterion = Criterion(self, state, grid.level_sizes, axis_name)

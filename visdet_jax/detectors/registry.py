@@ -42,9 +42,9 @@ def build_head(bbox_head: Any, train_cfg: Any = None) -> Any:
     settings = {key: bbox_head[key] for key in bbox_head.keys()}  # noqa: SIM118 (no iteration)
     own = settings.pop("train_cfg", None)
     training = own if train_cfg is None else train_cfg
-    cls = settings.get("type")
-    cls = HEADS[cls] if isinstance(cls, str) else cls
-    if training is not None and "assigner" in field_types(cls):
+    kind = settings.get("type")
+    cls = HEADS[kind] if isinstance(kind, str) else kind
+    if training is not None and isinstance(cls, type) and "assigner" in field_types(cls):
         for key in training.keys():  # noqa: SIM118
             if key in settings:
                 raise ValueError(f"{key} stands in the head's config and in its train_cfg")
