@@ -93,11 +93,12 @@ class Call:
 
     def astype(self, dtype):
         """The same call with its floats in another type."""
-        return self.map(
-            lambda x: jnp.asarray(np.asarray(x).astype(dtype))
-            if jnp.issubdtype(x.dtype, jnp.floating)
-            else x
-        )
+
+        def cast(x):
+            is_float = jnp.issubdtype(x.dtype, jnp.floating)
+            return jnp.asarray(np.asarray(x).astype(dtype)) if is_float else x
+
+        return self.map(cast)
 
     def value_and_gradients(self, weight=None, **options):
         """Jitted: value, the gradients of its sum by pred and by weight (None without one)."""
