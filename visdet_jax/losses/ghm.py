@@ -224,8 +224,7 @@ class GHMC(_GHM):
 
     def __post_init__(self):
         super().__post_init__()
-        if not self.use_sigmoid:
-            self.refuse("use_sigmoid must be True: there is no softmax form")
+        self.refuse_softmax(self.use_sigmoid)
 
     def step(
         self,
