@@ -36,6 +36,11 @@ class Config(nnx.Module):
             if not isinstance(value, jax.Array) and not value > 0:
                 self.refuse(f"{name} must be > 0, got {value!r}")
 
+    def refuse_softmax(self, use_sigmoid: bool) -> None:
+        """Raises a ValueError for the `use_sigmoid=False` of a config."""
+        if not use_sigmoid:
+            self.refuse("use_sigmoid must be True: there is no softmax form")
+
     def refuse(self, why: str) -> typing.NoReturn:
         """Raises a ValueError that names the class."""
         raise ValueError(f"{type(self).__name__}: {why}")

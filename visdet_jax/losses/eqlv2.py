@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from visdet_jax.function import check_labels, compute_dtype, jitted
+from visdet_jax.function import as_dtype, check_labels, compute_dtype, jitted
 from visdet_jax.module import StatefulLoss
 from visdet_jax.numerics import bce_with_logits
 from visdet_jax.reduction import (
@@ -113,7 +113,7 @@ def _check(state, pred, target):
 
 def _class_weights(state, mu, alpha, gamma, dtype):
     """The weights (1, C + 1) of a channel as a row's class and as another."""
-    mu, alpha, gamma = (jnp.asarray(number, dtype) for number in (mu, alpha, gamma))
+    mu, alpha, gamma = as_dtype(dtype, mu, alpha, gamma)
     x = gamma * (jax.lax.stop_gradient(state.pos_neg).astype(dtype) - mu)
     objectness = jnp.ones(1, dtype)
     as_positive = jnp.concatenate([1 + alpha * jax.nn.sigmoid(-x), objectness])

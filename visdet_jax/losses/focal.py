@@ -92,8 +92,7 @@ class FocalLoss(Loss):
 
     def __post_init__(self):
         super().__post_init__()
-        if not self.use_sigmoid:
-            self.refuse("use_sigmoid must be True: there is no softmax form")
+        self.refuse_softmax(self.use_sigmoid)
 
     def compute(self, pred, target, weight, **reduce):
         return sigmoid_focal_loss(

@@ -112,8 +112,7 @@ class QualityFocalLoss(Loss):
 
     def __post_init__(self):
         super().__post_init__()
-        if not self.use_sigmoid:
-            self.refuse("use_sigmoid must be True: there is no softmax form")
+        self.refuse_softmax(self.use_sigmoid)
 
     def compute(self, pred, target, weight, **reduce):
         return quality_focal_loss(

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from visdet_jax.function import check_labels, check_same_shape, compute_dtype, jitted
+from visdet_jax.function import as_dtype, check_labels, check_same_shape, compute_dtype, jitted
 from visdet_jax.module import StatefulLoss
 from visdet_jax.numerics import bce_with_logits, divide
 from visdet_jax.reduction import reduce_sum, spread_weight, weight_reduce_loss
@@ -98,7 +98,7 @@ def ghmr_loss(pred, target, weight=None, *, state, mu=0.02, reduction="mean", ax
     diff, root, weight, valid = _distances(pred, target, weight, mu)
     total = reduce_sum(jax.lax.stop_gradient(weight).sum(), axis_name)
     # Not root - mu, of which float32 has no digits left below d = mu / 4000.
-    values = diff * (diff / (root + jnp.asarray(mu, root.dtype)))
+    values = diff * (diff / (root + as_dtype(root.dtype, mu)))
     length = jnp.abs(diff) / root
     return _harmonized(values, state, length, _BOX_TOP, valid, total, reduction, axis_name)
 
@@ -124,7 +124,7 @@ def _distances(pred, target, weight, mu):
     weight = _spread(weight, pred).astype(dtype)
     valid = weight > 0
     diff = jnp.where(valid, pred.astype(dtype) - target.astype(dtype), 0)
-    mu = jnp.asarray(mu, dtype)
+    mu = as_dtype(dtype, mu)
     # A unit in which neither square overflows. The root does not depend on it, nor its gradient.
     unit = jax.lax.stop_gradient(jnp.maximum(jnp.abs(diff), mu))
     root = unit * jnp.sqrt((diff / unit) ** 2 + (mu / unit) ** 2)
@@ -161,7 +161,7 @@ def _add(a, b):
 def _accumulated(state, length, top, valid, momentum, axis_name):
     (acc_sum,) = state
     _, counts = _counts(length, top, valid, len(acc_sum), axis_name)
-    momentum = jnp.asarray(momentum, acc_sum.dtype)
+    momentum = as_dtype(acc_sum.dtype, momentum)
     mixed = momentum * acc_sum + (1 - momentum) * counts.astype(acc_sum.dtype)
     return GHMState(jnp.where(counts > 0, mixed, acc_sum))
 
@@ -224,8 +224,7 @@ class GHMC(_GHM):
 
     def __post_init__(self):
         super().__post_init__()
-        if not self.use_sigmoid:
-            self.refuse("use_sigmoid must be True: there is no softmax form")
+        self.refuse_softmax(self.use_sigmoid)
 
     def step(
         self,

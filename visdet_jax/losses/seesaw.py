@@ -6,7 +6,7 @@ from typing import ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from visdet_jax.function import check_array, check_labels, compute_dtype, jitted
+from visdet_jax.function import as_dtype, check_array, check_labels, compute_dtype, jitted
 from visdet_jax.losses.accuracy import accuracy, masked_accuracy
 from visdet_jax.losses.cross_entropy import cross_entropy
 from visdet_jax.module import StatefulLoss
@@ -92,7 +92,7 @@ def seesaw_ce_loss(
     check_labels("target", target, rows)
     weight = weight_without(target < 0, weight, rows)
     pred = zero_where_unweighted(pred.astype(dtype), weight)
-    p, q, eps = (jnp.asarray(number, dtype) for number in (p, q, eps))
+    p, q, eps = as_dtype(dtype, p, q, eps)
     own = jax.nn.one_hot(target, classes, dtype=bool)
     index = jnp.clip(target, 0, classes - 1)[:, None]
     # In log space nothing overflows, and p and q may be traced.

@@ -50,8 +50,7 @@ class VarifocalLoss(Loss):
 
     def __post_init__(self):
         super().__post_init__()
-        if not self.use_sigmoid:
-            self.refuse("use_sigmoid must be True: there is no softmax form")
+        self.refuse_softmax(self.use_sigmoid)
         if not isinstance(self.alpha, jax.Array) and self.alpha < 0:
             self.refuse(f"alpha must be ≥ 0, got {self.alpha!r}")
 
