@@ -1,14 +1,16 @@
 """The heads, each as a small one with two levels, three classes and images of 32 x 48 pixels."""
 
+import functools
 from dataclasses import dataclass, field
 
+import jax
 import numpy as np
 
 from visdet_jax.detectors import HeadOutputs, build_head
 
 # XLA's older emitter of fused loops compiles a head in a third of the time. For programs of which
-# many are compiled; test_heads.py runs the heads as users do.
-QUICK = {"xla_cpu_use_fusion_emitters": False}
+# many are compiled; `compiled` in test_heads.py runs the heads as users do.
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_cpu_use_fusion_emitters": False})
 
 CLASSES = 3
 SIZES = ((4, 6), (2, 3))

@@ -9,12 +9,11 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from head_cases import IMAGE, QUICK, ROWS, boxes_for, outputs_for, total
+from head_cases import IMAGE, ROWS, boxes_for, outputs_for, quick_jit, total
 
 DEVICES = 8
 COUNTS = (3, 0, 1, 0, 2, 1, 4, 0)  # boxes of an image, and each device has one image
 close = functools.partial(chex.assert_trees_all_close, rtol=1e-12, atol=1e-15)
-quick_jit = functools.partial(jax.jit, compiler_options=QUICK)
 every_head = pytest.mark.parametrize("name", ROWS)
 
 
