@@ -54,7 +54,15 @@ def pytest_configure(config):
 
 def pytest_collection_modifyitems(items):
     """The longest files first, or one worker is left with them in the end."""
-    longest = ("test_golden.py", "test_contract.py", "test_train_detector.py")
+    longest = (
+        "test_golden.py",
+        "test_contract.py",
+        "test_train_detector.py",
+        "test_heads.py",
+        "test_golden_heads.py",
+        "test_golden_heads_float32.py",
+        "test_sharded_heads.py",
+    )
     items.sort(key=lambda item: longest.index(n) if (n := item.path.name) in longest else 9)
 
 

@@ -14,6 +14,7 @@ import yaml
 
 import visdet_jax
 from visdet_jax import LOSSES, MODELS, FocalLoss, Loss, Registry, build_loss, configs
+from visdet_jax.module import Config
 
 CONFIG = {"type": "CrossEntropyLoss", "use_sigmoid": True, "class_weight": [0.5, 2.0]}
 
@@ -230,6 +231,78 @@ def test_registering():
     assert registry.register_module(force=True)(Mine) is Mine
     with pytest.raises(TypeError, match="write @register_module\\(\\), with parentheses"):
         registry.register_module(Mine)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gear(Config):
+    teeth: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine(Config):
+    loss: Loss | None = None
+    gear: Gear = Gear(teeth=8)
+    size: float = 1.0
+
+
+@pytest.fixture
+def machines():
+    """A registry whose classes nest losses and gears."""
+    gears = Registry("gear")
+    gears.register_module()(Gear)
+    registry = Registry("machine", parts={Loss: LOSSES, Gear: gears}, ignored=("colour", "type_"))
+    registry.register_module()(Machine)
+    return registry
+
+
+@pytest.mark.parametrize("make", MAKERS[:5])
+def test_parts_are_built_by_their_own_registries(machines, make):
+    config = make(
+        {
+            "type": "Machine",
+            "loss": {"type": "mmdet.FocalLoss", "gamma": 1.5},
+            "gear": {"type": "Gear", "teeth": "12"},
+        }
+    )
+    expected = Machine(loss=FocalLoss(gamma=1.5), gear=Gear(teeth=12))
+    assert machines.build(config) == expected
+    parts = {"loss": FocalLoss(gamma=1.5), "gear": Gear(teeth=12)}
+    assert machines.build({"type": "Machine", **parts}) == expected
+    assert machines.build({"type": "Machine", "loss": None}) == Machine()
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"loss": {"type": "FocaLoss"}}, ValueError, "No loss is called 'FocaLoss'. Did you mean"),
+        ({"gear": {"type": "FocalLoss"}}, ValueError, "No gear is called 'FocalLoss'"),
+        ({"gear": {"teeth": 3}}, ValueError, "The config of a gear needs a key 'type', got {'te"),
+        ({"gear": {"type": "Gear", "tooth": 3}}, ValueError, "Gear has no key 'tooth'. Did you"),
+        ({"gear": {"type": FocalLoss}}, TypeError, "Machine: gear must be Gear, got FocalLoss("),
+        ({"size": {"type": "Gear"}}, TypeError, "Machine: size must be a number, got {'type'"),
+        ({"gear": 3}, TypeError, "Machine: gear must be Gear, got 3"),
+    ],
+)
+def test_parts_that_do_not_fit(machines, changes, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        machines.build({"type": "Machine", **changes})
+
+
+def test_ignored_keys_are_dropped(machines):
+    config = {"type": "Machine", "colour": {"type": "Nonsense"}, "type_": 3, "size": 2}
+    assert machines.build(config) == Machine(size=2)
+    assert "colour" in config
+    with pytest.raises(ValueError, match="Machine has no key 'color'"):
+        machines.build({"type": "Machine", "color": "red"})
+    with pytest.raises(ValueError, match="Gear has no key 'colour'"):  # each registry has its own
+        machines.build({"type": "Machine", "gear": {"type": "Gear", "teeth": 3, "colour": "red"}})
+
+
+def test_losses_have_neither_parts_nor_ignored_keys():
+    assert not LOSSES.parts
+    assert not LOSSES.ignored
+    with pytest.raises(ValueError, match="FocalLoss has no key 'init_cfg'"):
+        build_loss({"type": "FocalLoss", "init_cfg": None})
 
 
 def test_a_class_that_is_no_frozen_dataclass_is_refused():

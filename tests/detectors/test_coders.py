@@ -1,0 +1,138 @@
+"""Coders and what belongs to them: mmdet 3.3.0's numbers in float64, and its float32 beside."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from golden.read_heads import read
+from visdet_jax import bbox_overlaps
+from visdet_jax.boxes import bbox2distance, centerness_target, convert_boxes, integral
+from visdet_jax.detectors import TASK_UTILS, DeltaXYWHBBoxCoder, DistancePointBBoxCoder
+
+ARRAYS, CONFIG = read("coders")
+INPUTS = {k: v.astype(np.float64) for k, v in ARRAYS.items() if v.dtype == np.float32}
+CODERS = {key: TASK_UTILS.build(case["coder"]) for key, case in CONFIG["cases"].items()}
+SHAPE = np.array([128.0, 160.0])
+
+every_delta = pytest.mark.parametrize("key", ["delta0", "delta1", "delta2", "delta3"])
+every_distance = pytest.mark.parametrize("key", ["dist0", "dist1"])
+
+
+def close(actual, expected, rtol=1e-12):
+    expected = np.asarray(expected)
+    assert actual.dtype == expected.dtype
+    np.testing.assert_allclose(actual, expected, rtol, rtol * np.abs(expected).max(initial=0))
+
+
+@every_delta
+def test_encode(key, x64):
+    close(CODERS[key].encode(INPUTS["priors"], INPUTS["gts"]), ARRAYS[f"{key}_encode"])
+
+
+@every_delta
+def test_encode_in_float32(key):
+    close(CODERS[key].encode(ARRAYS["priors"], ARRAYS["gts"]), ARRAYS[f"{key}_encode_f32"], 1e-6)
+
+
+@every_delta
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("decode", {}),
+        ("decode_maxshape", {"max_shape": SHAPE}),
+        ("decode_ratio", {"wh_ratio_clip": 0.3}),
+    ],
+)
+def test_decode(key, name, options, x64):
+    assert CONFIG["cases"][key]["max_shape"] == SHAPE.tolist()
+    assert CONFIG["cases"][key]["wh_ratio_clip"] == [16 / 1000, 0.3]
+
+    def decode(deltas):
+        return CODERS[key].decode(INPUTS["priors"], deltas, **options)
+
+    boxes, pull = jax.vjp(decode, INPUTS["deltas"])
+    close(boxes, ARRAYS[f"{key}_{name}"])
+    (gradient,) = pull(jnp.asarray(INPUTS["gts"]))
+    assert np.isfinite(gradient).all()
+    if f"{key}_{name}_vjp" in ARRAYS:
+        close(gradient, ARRAYS[f"{key}_{name}_vjp"])
+
+
+@every_distance
+def test_distances(key, x64):
+    coder, points = CODERS[key], INPUTS["points"]
+    close(coder.decode(points, INPUTS["distances"]), ARRAYS[f"{key}_decode"])
+    clipped = coder.decode(points, INPUTS["distances"], SHAPE)
+    close(clipped, ARRAYS[f"{key}_decode_maxshape"])
+    close(coder.encode(points, INPUTS["gts"]), ARRAYS[f"{key}_encode"])
+    close(coder.encode(points, INPUTS["gts"], 16), ARRAYS[f"{key}_encode_max16"])
+    close(coder.encode(points, INPUTS["gts"], 16, 0.01), ARRAYS[f"{key}_encode_max16_eps001"])
+
+
+def test_max_shape_of_each_image(x64):
+    points, distances = (INPUTS[k].reshape(2, 20, -1) for k in ("points", "distances"))
+    expected = ARRAYS["dist_batched_decode_maxshape"]
+    # The two images' shapes are not stored, but they are where boxes are clipped.
+    shapes = np.stack([expected[..., 3].max(1), expected[..., 2].max(1)], axis=1)
+    close(DistancePointBBoxCoder().decode(points, distances, shapes), expected)
+    priors, deltas = (INPUTS[k].reshape(2, 20, -1) for k in ("priors", "deltas"))
+    both = DeltaXYWHBBoxCoder().decode(priors, deltas, shapes)
+    for i in range(2):
+        close(both[i], DeltaXYWHBBoxCoder().decode(priors[i], deltas[i], shapes[i]))
+
+
+@pytest.mark.parametrize("reg_max", [16, 8])
+def test_integral(reg_max, x64):
+    logits = INPUTS[f"integral{reg_max}_in"]
+
+    def distances(logits):
+        return integral(logits.reshape(-1, 4, reg_max + 1))
+
+    out, pull = jax.vjp(distances, logits)
+    close(out, ARRAYS[f"integral{reg_max}_out"])
+    cotangent = 1 + jnp.arange(out.size, dtype=out.dtype).reshape(out.shape)
+    close(pull(cotangent)[0], ARRAYS[f"integral{reg_max}_vjp"])
+
+
+def test_centerness(x64):
+    close(centerness_target(INPUTS["fcos_centerness_in"]), ARRAYS["fcos_centerness_out"])
+    empty = centerness_target(np.zeros((0, 4)))
+    close(empty, ARRAYS["fcos_centerness_empty_out"])
+    centers = convert_boxes(INPUTS["atss_centerness_anchors"])[:, :2]
+    distances = bbox2distance(centers, INPUTS["atss_centerness_gts"])
+    close(centerness_target(distances), ARRAYS["atss_centerness_out"])
+
+
+@pytest.mark.parametrize("mode", ["iou", "iof", "giou"])
+def test_overlaps(mode, x64):
+    first, second, odd = INPUTS["priors"], INPUTS["gts"], INPUTS["overlaps_degenerate_in"]
+    close(bbox_overlaps(first, second[:7], mode), ARRAYS[f"overlaps_{mode}_pairwise"])
+    aligned = bbox_overlaps(first, second, mode, is_aligned=True)
+    close(aligned, ARRAYS[f"overlaps_{mode}_aligned"])
+    close(bbox_overlaps(odd, odd, mode), ARRAYS[f"overlaps_{mode}_degenerate"])
+
+
+def test_decode_is_the_inverse_of_encode(x64):
+    priors, boxes, points = INPUTS["priors"], INPUTS["gts"], INPUTS["points"]
+    for key in ("delta0", "delta1", "delta2"):
+        deltas = CODERS[key].encode(priors, boxes)
+        close(CODERS[key].decode(priors, deltas, wh_ratio_clip=1e-6), boxes, 1e-9)
+    coder = DistancePointBBoxCoder()
+    close(coder.decode(points, coder.encode(points, boxes)), boxes)
+
+
+def test_clip_border_says_whether_max_shape_counts():
+    priors, far = np.array([[0, 0, 9, 9]], np.float32), np.full((1, 4), 3, np.float32)
+    for coder, at in (
+        (DeltaXYWHBBoxCoder, priors),
+        (DistancePointBBoxCoder, np.array([[9, 9]], np.float32)),
+    ):
+        assert coder().decode(at, far, (10, 11)).max() <= 11
+        assert coder(clip_border=False).decode(at, far, (10, 11)).max() > 11
+        assert coder().decode(at, far, (2, 3)).tolist()[0][2:] == [3, 2]  # (height, width)
+
+
+def test_means_and_stds_are_four():
+    with pytest.raises(ValueError, match="DeltaXYWHBBoxCoder: target_stds must be four numbers"):
+        DeltaXYWHBBoxCoder(target_stds=(0.1, 0.2))

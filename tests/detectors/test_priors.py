@@ -1,0 +1,151 @@
+"""Priors: mmdet 3.3.0's anchors and points, bit for bit, and which of them count."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from golden.read_heads import read
+from visdet_jax.detectors import (
+    TASK_UTILS,
+    AnchorGenerator,
+    MlvlPointGenerator,
+    inside_flags,
+    valid_flags,
+)
+
+ARRAYS, CONFIG = read("priors")
+EDGE, EDGE_CONFIG = read("edge")
+LEVELS = range(5)
+
+every_case = pytest.mark.parametrize("key", CONFIG["cases"])
+
+
+def grid_of(key, dtype=np.float32):
+    case = CONFIG["cases"][key]
+    sizes = tuple(tuple(size) for size in case["featmap_sizes"])
+    return TASK_UTILS.build(case["generator"]).grid(sizes, dtype)
+
+
+@every_case
+def test_float32_bit_for_bit(key):
+    grid = grid_of(key)
+    assert grid.priors.dtype == grid.corners.dtype == grid.strides.dtype == np.float32
+    expected = [ARRAYS[f"{key}_l{i}_f32"] for i in LEVELS]
+    np.testing.assert_array_equal(grid.priors, np.concatenate(expected))
+    assert grid.level_sizes == tuple(map(len, expected))
+
+
+@every_case
+def test_float64(key):
+    grid = grid_of(key, np.float64)
+    assert grid.priors.dtype == np.float64
+    expected = [ARRAYS.get(f"{key}_l{i}_f64", ARRAYS[f"{key}_l{i}_f32"]) for i in LEVELS]
+    np.testing.assert_allclose(grid.priors, np.concatenate(expected), rtol=1e-14)
+
+
+@pytest.mark.parametrize("key", [key for key in CONFIG["cases"] if "points" not in key])
+def test_base_anchors(key):
+    generator = TASK_UTILS.build(CONFIG["cases"][key]["generator"])
+    for i, stride in enumerate(generator.strides):
+        expected = ARRAYS[f"{key}_base{i}_f32"]
+        np.testing.assert_array_equal(generator.base_anchors(stride), expected)
+        exact = generator.base_anchors(stride, np.float64)
+        np.testing.assert_allclose(exact, ARRAYS[f"{key}_base{i}_f64"], rtol=1e-14)
+        assert generator.num_base_priors == len(expected)
+
+
+@every_case
+@pytest.mark.parametrize("image", [0, 1])
+def test_valid_flags(key, image):
+    pad_shape = jnp.array(CONFIG["cases"][key]["pad_shapes"][image], jnp.float32)
+    expected = np.concatenate([ARRAYS[f"{key}_pad{image}_valid{i}"] for i in LEVELS])
+    np.testing.assert_array_equal(valid_flags(grid_of(key), pad_shape), expected)
+
+
+@pytest.mark.parametrize("border", CONFIG["inside_flags"]["allowed_borders"])
+def test_inside_flags(border):
+    # mmdet does not look at the image for a negative border; the heads do not call it then.
+    settings = CONFIG["inside_flags"]
+    expected = ARRAYS[f"inside_flags_{settings['key']}_border{border}"]
+    shape = jnp.array(settings["img_shape"], jnp.float32)
+    if border >= 0:
+        actual = inside_flags(jnp.asarray(grid_of(settings["key"]).priors), shape, border)
+        np.testing.assert_array_equal(actual, expected)
+    else:
+        assert expected.all()
+
+
+@pytest.mark.parametrize("border", [0, 4])
+def test_inside_flags_at_the_border(border):
+    shape = jnp.array(EDGE_CONFIG["inside"]["img_shape"], jnp.float32)
+    actual = inside_flags(jnp.asarray(EDGE["inside_anchors"]), shape, border)
+    np.testing.assert_array_equal(actual, EDGE[f"inside_border{border}"])
+
+
+@pytest.mark.parametrize("key", ["fcos_points_0", "fcos_points_1"])
+def test_strides(key):
+    expected = np.concatenate([ARRAYS[f"{key}_l{i}_with_stride"] for i in LEVELS])
+    np.testing.assert_array_equal(grid_of(key).strides, expected[:, 2])
+
+
+def test_corners_and_order():
+    generator = AnchorGenerator(strides=(4,), ratios=(1.0,), scales=(1, 2))
+    grid = generator.grid(((2, 3),))
+    cells = [(x, y) for y in (0, 4) for x in (0, 4, 8)]
+    np.testing.assert_array_equal(grid.corners, np.repeat(cells, 2, axis=0))
+    np.testing.assert_array_equal(grid.priors[0], [-2, -2, 2, 2])
+    np.testing.assert_array_equal(grid.priors[1], [-4, -4, 4, 4])
+    np.testing.assert_array_equal(grid.priors[-1], [4, 0, 12, 8])
+
+
+def test_scales_are_octaves():
+    octaves = AnchorGenerator(
+        strides=(8, 16), ratios=(0.5, 1.0), octave_base_scale=4, scales_per_octave=2
+    )
+    scales = AnchorGenerator(strides=(8, 16), ratios=(0.5, 1.0), scales=(4, 4 * 2**0.5))
+    assert scales.num_base_priors == octaves.num_base_priors == 4
+    for size in (8, 16):
+        np.testing.assert_array_equal(scales.base_anchors(size), octaves.base_anchors(size))
+
+
+def sides(anchors):
+    return (anchors[:, 2:] - anchors[:, :2]).tolist()
+
+
+def test_scale_major_is_the_order():
+    options = {"strides": (1,), "ratios": (0.25, 4.0), "scales": (1, 2)}
+    first = AnchorGenerator(**options).base_anchors(1)
+    assert sides(first) == [[2, 0.5], [4, 1], [0.5, 2], [1, 4]]
+    second = AnchorGenerator(**options, scale_major=False).base_anchors(1)
+    assert sides(second) == [[2, 0.5], [0.5, 2], [4, 1], [1, 4]]
+
+
+def test_center_offset_and_base_sizes():
+    options = {"strides": (8,), "ratios": (1.0,), "scales": (1,), "base_sizes": (10,)}
+    grid = AnchorGenerator(**options, center_offset=0.5).grid(((1, 2),))
+    np.testing.assert_array_equal(grid.priors, [[0, 0, 10, 10], [8, 0, 18, 10]])
+
+
+def test_points_and_their_offset():
+    grid = MlvlPointGenerator(strides=(4, 8), offset=0.25).grid(((1, 2), (1, 1)))
+    np.testing.assert_array_equal(grid.priors, [[1, 1], [5, 1], [2, 2]])
+    assert MlvlPointGenerator(strides=(4,)).num_base_priors == 1
+
+
+EITHER = "AnchorGenerator: give either scales, or octave_base_scale and scales_per_octave"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, EITHER),
+        ({"octave_base_scale": 4}, EITHER),
+        ({"scales_per_octave": 3}, EITHER),
+        ({"scales": (8,), "octave_base_scale": 4, "scales_per_octave": 3}, EITHER),
+        ({"scales": (8,), "scales_per_octave": 3}, EITHER),
+        ({"scales": (8,), "base_sizes": (4,)}, "AnchorGenerator: 2 strides need as many base_size"),
+    ],
+)
+def test_errors(options, message):
+    with pytest.raises(ValueError, match=message):
+        AnchorGenerator(strides=(8, 16), ratios=(1.0,), **options)

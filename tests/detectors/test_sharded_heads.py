@@ -1,0 +1,91 @@
+"""Heads over several devices: the losses and gradients of one device."""
+
+import functools
+
+import chex
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from head_cases import IMAGE, ROWS, boxes_for, outputs_for, quick_jit, total
+
+DEVICES = 8
+COUNTS = (3, 0, 1, 0, 2, 1, 4, 0)  # boxes of an image, and each device has one image
+close = functools.partial(chex.assert_trees_all_close, rtol=1e-12, atol=1e-15)
+every_head = pytest.mark.parametrize("name", ROWS)
+
+
+def batch(head):
+    """One image a device: with boxes, without, and on the sixth with one that nothing matches."""
+    boxes, labels = boxes_for(COUNTS, 4, np.float64)
+    boxes[5, 0] = 900, 900, 901, 901
+    shapes = np.tile(np.array(IMAGE), (DEVICES, 1))
+    return outputs_for(head, DEVICES, np.float64), boxes, labels, shapes, shapes
+
+
+def value_and_gradient(head, axis_name=None):
+    def value(outputs, *rest):
+        losses = head.loss(outputs, *rest, axis_name=axis_name)
+        return total(losses), losses
+
+    return jax.value_and_grad(value, has_aux=True)
+
+
+@functools.cache
+def on_one_device(name):
+    head = ROWS[name].head()
+    arguments = batch(head)
+    return jax.device_get(quick_jit(value_and_gradient(head))(*arguments))
+
+
+@every_head
+def test_some_shards_have_no_positives(name, x64):
+    head = ROWS[name].head()
+    positives = np.asarray(quick_jit(head.targets)(*batch(head)).bbox_weights.sum(1))
+    assert (positives[[1, 3, 7]] == 0).all()
+    assert len(set(positives)) > 3
+    if name != "RetinaHead":  # to whose low-quality rule a box that overlaps nothing is near all
+        assert positives[5] == 0
+
+
+@every_head
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+def test_jit_over_sharded_images(name, axis_type, x64):
+    mesh = jax.make_mesh((DEVICES,), ("data",), axis_types=(axis_type,))
+    head = ROWS[name].head()
+    with jax.set_mesh(mesh):
+        sharded = jax.device_put(batch(head), NamedSharding(mesh, P("data")))
+        actual = quick_jit(value_and_gradient(head))(*sharded)
+    close(jax.device_get(actual), on_one_device(name))
+
+
+@every_head
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_shard_map_means_the_devices_losses(name, check_vma, x64):
+    mesh = jax.make_mesh((DEVICES,), ("data",), axis_types=(AxisType.Auto,))
+    head = ROWS[name].head()
+
+    def mean_of_devices(*arguments):
+        value, gradient = value_and_gradient(head, "data")(*arguments)
+        return jax.lax.pmean(value, "data"), jax.tree.map(lambda x: x / DEVICES, gradient)
+
+    mapped = jax.shard_map(
+        mean_of_devices,
+        mesh=mesh,
+        in_specs=P("data"),
+        out_specs=(P(), P("data")),
+        check_vma=check_vma,
+    )
+    close(jax.device_get(quick_jit(mapped)(*batch(head))), on_one_device(name))
+
+
+@every_head
+def test_vmap_with_an_axis_name(name, x64):
+    head = ROWS[name].head()
+    parts = jax.tree.map(lambda x: x.reshape(4, 2, *x.shape[1:]), batch(head))
+    loss = functools.partial(head.loss, axis_name="data")
+    losses = quick_jit(jax.vmap(loss, axis_name="data"))(*parts)
+    (_, expected), _ = on_one_device(name)
+    close(jax.tree.map(lambda x: x.mean(), losses), expected)
