@@ -339,6 +339,24 @@ def test_small_boxes_in_float32_get_a_prior(transform):
             assert (best > g).any(), "none is the box's own, or was taken by a later box"
 
 
+def test_of_equal_boxes_the_first_wins_but_by_low_quality_the_last():
+    generator = AnchorGenerator(strides=(8,), ratios=(1.0,), scales=(3,))
+    grid, points = generator.grid(((6, 6),)), MlvlPointGenerator(strides=(8,)).grid(((6, 6),))
+    boxes = np.tile(np.array([[9, 9, 37, 38]], np.float32), (3, 1))
+    labels = np.array([-1, 0, 1], np.int32)
+    settings = {"strides": points.strides, "regress_ranges": np.tile([[-1, 99]], (36, 1))}
+    settings["regress_ranges"] = settings["regress_ranges"].astype(np.float32)
+    for found in (
+        max_iou_assign(grid.priors, boxes, labels, match_low_quality=False, pos_iou_thr=0.3),
+        atss_assign(grid.priors, boxes, labels, level_sizes=grid.level_sizes),
+        fcos_assign(points.priors, boxes, labels, **settings),
+    ):
+        assert set(np.asarray(found.gt_inds)) - {-1, 0} == {2}
+    found = max_iou_assign(grid.priors, boxes, labels)
+    assert 3 in found.gt_inds
+    assert found.gt_inds[found.max_overlaps.argmax()] == 3
+
+
 def test_no_box_at_all():
     priors = AnchorGenerator(strides=(8,), ratios=(1.0,), scales=(4,)).grid(((4, 4),)).priors
     points = MlvlPointGenerator(strides=(8,)).grid(((4, 4),)).priors
