@@ -1,28 +1,10 @@
 """The heads, each as a small one with two levels, three classes and images of 32 x 48 pixels."""
 
-import functools
 from dataclasses import dataclass, field
 
-import jax
 import numpy as np
 
 from visdet_jax.detectors import HeadOutputs, build_head
-
-
-def _quick_options():
-    """XLA's older emitter of fused loops compiles a head in a third of the time; jax 0.12 has none.
-
-    For programs of which many are compiled; `compiled` in test_heads.py runs heads as users do.
-    """
-    options = {"xla_cpu_use_fusion_emitters": False}
-    try:
-        jax.jit(lambda: 0, compiler_options=options)()
-    except jax.errors.JaxRuntimeError:
-        return {}
-    return options
-
-
-quick_jit = functools.partial(jax.jit, compiler_options=_quick_options())
 
 CLASSES = 3
 SIZES = ((4, 6), (2, 3))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import linen, nnx
 
-from head_cases import CLASSES, IMAGE, ROWS, boxes_for, outputs_for, quick_jit, total
+from head_cases import CLASSES, IMAGE, ROWS, boxes_for, outputs_for, total
 from visdet_jax import build_loss
 from visdet_jax.boxes import delta2bbox
 from visdet_jax.detectors import HEADS, Head, build_head
@@ -27,7 +27,7 @@ def test_every_registered_head_has_a_row():
 
 
 @functools.cache
-def compiled(head, jit=jax.jit):
+def compiled(head, shapes="usual"):
     """Jitted once for all tests of a head: (losses, gradient of their sum by the outputs)."""
 
     def value(outputs, *batch):
@@ -38,15 +38,16 @@ def compiled(head, jit=jax.jit):
         (_, losses), gradient = jax.value_and_grad(value, has_aux=True)(outputs, *batch)
         return losses, gradient
 
-    return jit(losses_and_gradient)
+    return jax.jit(losses_and_gradient)
 
 
 def losses_and_gradient(head, outputs, *batch):
     return compiled(head)(outputs, *batch)
 
 
-def quick(head):
-    return compiled(head, quick_jit)
+def compiled_apart(head):
+    """Where the shapes or types are others: those of `compiled` are counted."""
+    return compiled(head, "other")
 
 
 def assert_sound(name, losses, gradient):
@@ -94,7 +95,7 @@ def test_one_compilation_for_all_ground_truth(name):
         assert (positives > 0).tolist()[1] == (MIDDLE in images[1]), what
         if what == "no box":
             assert positives.sum() == 0
-            without_rows = quick(head)(outputs, *NOTHING)
+            without_rows = compiled_apart(head)(outputs, *NOTHING)
             close(without_rows, (losses, gradient))
     assert compiled(head)._cache_size() == 1
 
@@ -137,10 +138,10 @@ def test_no_anchor_inside_the_image(name):
     np.testing.assert_array_equal(targets.gt_inds[0], -2)
     np.testing.assert_array_equal(targets.label_weights[0], 0)
     assert (targets.gt_inds[1] > 0).any()
-    losses, gradient = quick(head)(outputs, *batch)
+    losses, gradient = compiled_apart(head)(outputs, *batch)
     assert_sound(name, losses, gradient)
     assert not any(np.any(x[0]) for x in jax.tree.leaves(gradient))
-    both = quick(head)(outputs, *batch[:2], np.array([[4, 4], [4, 4]]), SHAPES)
+    both = compiled_apart(head)(outputs, *batch[:2], np.array([[4, 4], [4, 4]]), SHAPES)
     assert not any(map(np.any, jax.tree.leaves(both)))
 
 
@@ -174,7 +175,7 @@ def test_half_floats_are_computed_in_float32(name):
     head = ROWS[name].head()
     batch = boxes_for((3, 1), 4)
     half = outputs_for(head, dtype=jnp.bfloat16)
-    losses, gradient = quick(head)(half, *batch)
+    losses, gradient = compiled_apart(head)(half, *batch)
     assert {x.dtype for x in jax.tree.leaves(gradient)} == {jnp.dtype(jnp.bfloat16)}
     exact = jax.tree.map(lambda x: np.asarray(x, np.float32), half)
     expected, exact_gradient = losses_and_gradient(head, exact, *batch)
@@ -277,7 +278,7 @@ def test_softmax_classes():
     head = ROWS["RetinaHead"].head(loss_cls={"type": "CrossEntropyLoss"})
     assert head.channels["cls_scores"] == CLASSES + 1
     outputs, batch = outputs_for(head), boxes_for((3, 1), 4)
-    losses, gradient = quick(head)(outputs, *batch)
+    losses, gradient = compiled_apart(head)(outputs, *batch)
     assert_sound("RetinaHead", losses, gradient)
     logits = rows_of(outputs.cls_scores, CLASSES + 1).astype(np.float64)
     shares = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
@@ -305,7 +306,7 @@ def test_pos_weight():
     targets = heavy.targets(outputs, *batch)
     expected = np.where(np.asarray(targets.gt_inds) > 0, 2.5, 1)
     np.testing.assert_array_equal(targets.label_weights, expected)
-    losses, plain = (quick(head)(outputs, *batch)[0] for head in (heavy, row.head()))
+    losses, plain = (compiled_apart(head)(outputs, *batch)[0] for head in (heavy, row.head()))
     assert losses["loss_cls"] > plain["loss_cls"]
     assert losses["loss_bbox"] == plain["loss_bbox"]
 
@@ -320,7 +321,7 @@ def test_vmap_over_a_hyperparameter(name):
         changed["beta" if "Quality" in changed["type"] else "gamma"] = gamma
         return row.head(loss_cls=changed).loss(outputs, *batch)
 
-    swept = quick_jit(jax.vmap(loss))(jnp.array([1.0, 3.0, 1.0]), jnp.array([2.0, 2.0, 0.5]))
+    swept = jax.jit(jax.vmap(loss))(jnp.array([1.0, 3.0, 1.0]), jnp.array([2.0, 2.0, 0.5]))
     alone, _ = losses_and_gradient(row.head(), outputs, *batch)
     for key, value in swept.items():
         np.testing.assert_allclose(value[0], alone[key], rtol=1e-5)
@@ -345,7 +346,7 @@ def test_equal_heads_share_one_trace_and_live_in_modules(name):
     outputs, batch = outputs_for(ROWS[name].head()), boxes_for((3, 1), 4)
     traces = []
 
-    @quick_jit
+    @jax.jit
     def traced(head, outputs, *batch):
         traces.append(head)
         return head.loss(outputs, *batch)
@@ -439,8 +440,8 @@ def test_update_carries_the_statistics_level_by_level():
     head = ROWS["RetinaHead"].head(**GHM)
     state = expected_state = head.init()
     assert [x.shape for x in jax.tree.leaves(state)] == [(4,), (5,)]
-    step = quick_jit(head.update)
-    reference = quick_jit(functools.partial(level_by_level, head))
+    step = jax.jit(head.update)
+    reference = jax.jit(functools.partial(level_by_level, head))
     for seed in range(3):
         outputs, batch = outputs_for(head, seed=seed), boxes_for((3, 1), 4, seed=seed)
         losses, state = step(state, outputs, *batch)
@@ -459,7 +460,7 @@ def test_update_has_gradients():
         losses, state = head.update(state, outputs, *batch)
         return total(losses), state
 
-    (value, state), gradient = quick_jit(step)(outputs, head.init())
+    (value, state), gradient = jax.jit(step)(outputs, head.init())
     assert np.isfinite(value)
     assert jax.tree.structure(state) == jax.tree.structure(head.init())
     assert all(np.isfinite(x).all() and np.any(x) for x in gradient.cls_scores)
@@ -493,5 +494,5 @@ def test_reg_decoded_bbox_decodes_before_the_loss():
     decoded = delta2bbox(grid.priors[positive[1]], deltas)
     count = np.maximum(targets.bbox_weights.sum(1), 1).sum()
     expected = np.abs(decoded - chosen).sum() / count
-    losses, _ = quick(head)(outputs, *batch)
+    losses, _ = compiled_apart(head)(outputs, *batch)
     np.testing.assert_allclose(losses["loss_bbox"], expected, rtol=1e-5)

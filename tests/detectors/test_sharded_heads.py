@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from head_cases import IMAGE, ROWS, boxes_for, outputs_for, quick_jit, total
+from head_cases import IMAGE, ROWS, boxes_for, outputs_for, total
 
 DEVICES = 8
 COUNTS = (3, 0, 1, 0, 2, 1, 4, 0)  # boxes of an image, and each device has one image
@@ -37,13 +37,13 @@ def value_and_gradient(head, axis_name=None):
 def on_one_device(name):
     head = ROWS[name].head()
     arguments = batch(head)
-    return jax.device_get(quick_jit(value_and_gradient(head))(*arguments))
+    return jax.device_get(jax.jit(value_and_gradient(head))(*arguments))
 
 
 @every_head
 def test_some_shards_have_no_positives(name, x64):
     head = ROWS[name].head()
-    positives = np.asarray(quick_jit(head.targets)(*batch(head)).bbox_weights.sum(1))
+    positives = np.asarray(jax.jit(head.targets)(*batch(head)).bbox_weights.sum(1))
     assert (positives[[1, 3, 7]] == 0).all()
     assert len(set(positives)) > 3
     if name != "RetinaHead":  # to whose low-quality rule a box that overlaps nothing is near all
@@ -57,7 +57,7 @@ def test_jit_over_sharded_images(name, axis_type, x64):
     head = ROWS[name].head()
     with jax.set_mesh(mesh):
         sharded = jax.device_put(batch(head), NamedSharding(mesh, P("data")))
-        actual = quick_jit(value_and_gradient(head))(*sharded)
+        actual = jax.jit(value_and_gradient(head))(*sharded)
     close(jax.device_get(actual), on_one_device(name))
 
 
@@ -78,7 +78,7 @@ def test_shard_map_means_the_devices_losses(name, check_vma, x64):
         out_specs=(P(), P("data")),
         check_vma=check_vma,
     )
-    close(jax.device_get(quick_jit(mapped)(*batch(head))), on_one_device(name))
+    close(jax.device_get(jax.jit(mapped)(*batch(head))), on_one_device(name))
 
 
 @every_head
@@ -86,6 +86,6 @@ def test_vmap_with_an_axis_name(name, x64):
     head = ROWS[name].head()
     parts = jax.tree.map(lambda x: x.reshape(4, 2, *x.shape[1:]), batch(head))
     loss = functools.partial(head.loss, axis_name="data")
-    losses = quick_jit(jax.vmap(loss, axis_name="data"))(*parts)
+    losses = jax.jit(jax.vmap(loss, axis_name="data"))(*parts)
     (_, expected), _ = on_one_device(name)
     close(jax.tree.map(lambda x: x.mean(), losses), expected)

@@ -6,7 +6,6 @@ import jax
 import numpy as np
 
 from golden.read_heads import HEAD_FILES, HeadCase
-from head_cases import quick_jit
 from visdet_jax.detectors import HeadOutputs, build_head
 
 BOXES = 8  # ground truth is padded to as many, so that cases of one config share a program
@@ -22,7 +21,7 @@ def program(head):
         losses = head.loss(outputs, *batch)
         return sum(losses.values()), (losses, head.targets(outputs, *batch))
 
-    return quick_jit(jax.value_and_grad(total, has_aux=True))
+    return jax.jit(jax.value_and_grad(total, has_aux=True))
 
 
 def padded(case, dtype, padding):
