@@ -273,6 +273,21 @@ def test_the_box_of_a_target_is_the_ground_truth():
         np.testing.assert_allclose(perfect["loss_bbox"], 0, atol=1e-5)
 
 
+def test_the_centernesses_of_fcos_divide_their_own_sum():
+    """Of a single positive the box loss is the loss of its box, however far from the centre."""
+    head = ROWS["FCOSHead"].head()
+    outputs, batch = outputs_for(head), with_boxes([(3, 3, 9, 6)], [])  # just around (4, 4)
+    losses, _ = losses_and_gradient(head, outputs, *batch)
+    targets = head.targets(outputs, *batch)
+    np.testing.assert_array_equal(np.argwhere(np.asarray(targets.gt_inds) > 0), [[0, 0]])
+    np.testing.assert_allclose(targets.centerness[0, 0], 0.1**0.5, rtol=1e-6)
+    np.testing.assert_allclose(targets.bbox_targets[0, 0], [1, 1, 5, 2])
+    (left, top, right, bottom), near = outputs.bbox_preds[0][0, 0, 0], np.minimum
+    inter = (near(left, 1) + near(right, 5)) * (near(top, 1) + near(bottom, 2))
+    iou = inter / ((left + right) * (top + bottom) + 6 * 3 - inter)
+    np.testing.assert_allclose(losses["loss_bbox"], -np.log(iou), rtol=1e-5)
+
+
 def test_softmax_classes():
     head = ROWS["RetinaHead"].head(loss_cls={"type": "CrossEntropyLoss"})
     assert head.channels["cls_scores"] == CLASSES + 1
