@@ -456,8 +456,11 @@ def test_update_carries_the_statistics_level_by_level():
     assert [x.shape for x in jax.tree.leaves(state)] == [(4,), (5,)]
     step = quick_jit(head.update)
     reference = quick_jit(functools.partial(level_by_level, head))
-    for seed in range(3):
-        outputs, batch = outputs_for(head, seed=seed), boxes_for((3, 1), 4, seed=seed)
+    batches = [with_boxes([MIDDLE, (0, 0, 46, 32)], []), boxes_for((3, 1), 4), boxes_for((0, 2), 4)]
+    levels = np.split(head.targets(outputs_for(head), *batches[0]).bbox_weights, [48], axis=1)
+    assert all(map(np.any, levels))
+    for seed, batch in enumerate(batches):
+        outputs = outputs_for(head, seed=seed)
         losses, state = step(state, outputs, *batch)
         expected, expected_state = reference(expected_state, outputs, *batch)
         close(losses, expected)
