@@ -199,6 +199,7 @@ def test_coders_and_their_gradients_are_finite(name):
             [5, 5, 5, 5],
             [5, 5, 5, 9],
             [9, 9, 1, 1],
+            [0, 3, 1, 1],
             [-1e4, -1e4, 1e4, 1e4],
             [3, 3, 3 + 1e-4, 3 + 1e-4],
         ],

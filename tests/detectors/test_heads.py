@@ -274,6 +274,21 @@ def test_the_box_of_a_target_is_the_ground_truth():
         np.testing.assert_allclose(perfect["loss_bbox"], 0, atol=1e-5)
 
 
+def test_the_centernesses_of_fcos_divide_their_own_sum():
+    """Of a single positive the box loss is the loss of its box, however far from the centre."""
+    head = ROWS["FCOSHead"].head()
+    outputs, batch = outputs_for(head), with_boxes([(3, 3, 9, 6)], [])  # just around (4, 4)
+    losses, _ = losses_and_gradient(head, outputs, *batch)
+    targets = head.targets(outputs, *batch)
+    np.testing.assert_array_equal(np.argwhere(np.asarray(targets.gt_inds) > 0), [[0, 0]])
+    np.testing.assert_allclose(targets.centerness[0, 0], 0.1**0.5, rtol=1e-6)
+    np.testing.assert_allclose(targets.bbox_targets[0, 0], [1, 1, 5, 2])
+    (left, top, right, bottom), near = outputs.bbox_preds[0][0, 0, 0], np.minimum
+    inter = (near(left, 1) + near(right, 5)) * (near(top, 1) + near(bottom, 2))
+    iou = inter / ((left + right) * (top + bottom) + 6 * 3 - inter)
+    np.testing.assert_allclose(losses["loss_bbox"], -np.log(iou), rtol=1e-5)
+
+
 def test_softmax_classes():
     head = ROWS["RetinaHead"].head(loss_cls={"type": "CrossEntropyLoss"})
     assert head.channels["cls_scores"] == CLASSES + 1
@@ -442,8 +457,11 @@ def test_update_carries_the_statistics_level_by_level():
     assert [x.shape for x in jax.tree.leaves(state)] == [(4,), (5,)]
     step = jax.jit(head.update)
     reference = jax.jit(functools.partial(level_by_level, head))
-    for seed in range(3):
-        outputs, batch = outputs_for(head, seed=seed), boxes_for((3, 1), 4, seed=seed)
+    batches = [with_boxes([MIDDLE, (0, 0, 46, 32)], []), boxes_for((3, 1), 4), boxes_for((0, 2), 4)]
+    levels = np.split(head.targets(outputs_for(head), *batches[0]).bbox_weights, [48], axis=1)
+    assert all(map(np.any, levels))
+    for seed, batch in enumerate(batches):
+        outputs = outputs_for(head, seed=seed)
         losses, state = step(state, outputs, *batch)
         expected, expected_state = reference(expected_state, outputs, *batch)
         close(losses, expected)
