@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 PADDING = -1  # a row that only fills the array up to its static size
-IGNORED = -2  # a region that is neither an object nor background, such as a COCO crowd
+IGNORED = -2  # of no use for training and not counted in evaluation, such as a COCO crowd
 
 
 class DataError(ValueError):
@@ -121,7 +121,8 @@ def brighten(image: np.ndarray, factor: float, shift: float = 0.0) -> np.ndarray
 def pad_rows(
     boxes: np.ndarray, labels: np.ndarray, max_boxes: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes (max_boxes, 4) and labels (max_boxes,); of more boxes the largest are kept."""
+    """Boxes (max_boxes, 4) and labels (max_boxes,), without those IGNORED; the largest, if more."""
+    boxes, labels = boxes[labels >= 0], labels[labels >= 0]
     keep = np.argsort(-_areas(boxes), kind="stable")[:max_boxes]
     padded_boxes = np.zeros((max_boxes, 4), np.float32)
     padded_labels = np.full(max_boxes, PADDING, np.int32)
