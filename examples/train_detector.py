@@ -1,4 +1,4 @@
-"""Train a small detector, one of four, whose head and losses are built from a config in mmdet's form.
+"""Train a small detector, one of four, whose losses are built from a config in mmdet's form.
 
     python examples/train_detector.py                      # FCOS on aerial photographs of trees
     python examples/train_detector.py --data digits        # handwritten digits

@@ -9,9 +9,7 @@ model = dict(
         regress_ranges=((-1, 16), (16, 1e8)),
         center_sampling=True,
         center_sample_radius=1.5,
-        loss_cls=dict(
-            type="FocalLoss", use_sigmoid=True, gamma=2.0, alpha=0.25, loss_weight=1.0
-        ),
+        loss_cls=dict(type="FocalLoss", use_sigmoid=True, gamma=2.0, alpha=0.25, loss_weight=1.0),
         loss_bbox=dict(type="GIoULoss", loss_weight=1.0),
         loss_centerness=dict(type="CrossEntropyLoss", use_sigmoid=True, loss_weight=1.0),
     ),

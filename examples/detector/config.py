@@ -82,7 +82,9 @@ def parse_arguments(argv: list[str] | None) -> dict[str, Any]:
     add("--max-boxes", type=positive, help="rows that ground truth is padded to")
     add("--seed", type=int, help="of weights and data (default: 0)")
     add("--quick", action="store_true", help="a few steps, to see that everything runs")
-    add("--out", metavar="DIR", type=Path, help="the run's folder (default: runs/<data>-<detector>)")
+    add(
+        "--out", metavar="DIR", type=Path, help="the run's folder (default: runs/<data>-<detector>)"
+    )
     add("--resume", metavar="DIR", type=Path, nargs="?", const=None, help="default: the last run")
     return vars(parser.parse_args(argv))
 
@@ -122,9 +124,7 @@ def read_model(detector: str, losses: dict[str, Any]) -> dict[str, Any]:
     own = [name for name in model["bbox_head"] if name.startswith("loss")]
     unknown = [name for name in losses if name not in own]
     if unknown:
-        raise ConfigError(
-            f"--losses: {detector} has no {', '.join(unknown)}, but {', '.join(own)}"
-        )
+        raise ConfigError(f"--losses: {detector} has no {', '.join(unknown)}, but {', '.join(own)}")
     return {**model, "bbox_head": {**model["bbox_head"], **losses}}
 
 

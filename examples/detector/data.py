@@ -15,6 +15,7 @@ from PIL import Image
 
 PADDING = -1  # a row that only fills the array up to its static size
 IGNORED = -2  # of no use for training and not counted in evaluation, such as a COCO crowd
+VISIBLE = 0.5  # of an object's area, for its box to count
 
 
 class DataError(ValueError):
@@ -90,13 +91,13 @@ def cut(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Boxes (N, 4) and labels (N,) inside a window (x1, y1, x2, y2), in the window's pixels.
 
-    A box of which at least half the area lies inside stays, clipped; of a smaller rest nobody can
-    say how far the object reaches, so it becomes IGNORED; a box outside is dropped.
+    A box of which at least half the area (VISIBLE) lies inside stays, clipped; of a smaller rest
+    nobody can say how far the object reaches, so it becomes IGNORED; a box outside is dropped.
     """
     x1, y1, x2, y2 = window
     clipped = np.clip(boxes, [x1, y1, x1, y1], [x2, y2, x2, y2])
     visible = _areas(clipped) / _areas(boxes)
-    labels = np.where(visible >= 0.5, labels, IGNORED)
+    labels = np.where(visible >= VISIBLE, labels, IGNORED)
     inside = visible > 0
     return (clipped - [x1, y1, x1, y1])[inside].astype(np.float32), labels[inside]
 

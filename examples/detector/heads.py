@@ -1,6 +1,7 @@
 """From a detector's config to the head whose losses are trained."""
 
 import copy
+import itertools
 from typing import Any
 
 import jax
@@ -32,4 +33,4 @@ def _ranges(config: dict[str, Any], strides: list[int]) -> list[tuple[float, flo
     first, *_, last = config["regress_ranges"]
     reach = first[1] / config["strides"][0]
     edges = [first[0], *(reach * stride for stride in strides[:-1]), last[1]]
-    return list(zip(edges[:-1], edges[1:], strict=True))
+    return list(itertools.pairwise(edges))

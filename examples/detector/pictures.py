@@ -10,12 +10,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import LogLocator
 
 from .data import ValidationSet
 
 # Okabe and Ito's palette, which the colour-blind tell apart too
 BLUE, ORANGE, GREEN = "#0072B2", "#E69F00", "#009E73"
-SKY, VERMILION, PURPLE = "#56B4E9", "#D55E00", "#CC79A7"
+SKY, VERMILION = "#56B4E9", "#D55E00"
 TRUTH = {"fill": False, "edgecolor": SKY, "linestyle": "--", "linewidth": 1.8}
 DETECTION = {"fill": False, "edgecolor": VERMILION, "linewidth": 1.6}
 MAX_PANELS = 8
@@ -45,15 +46,18 @@ def draw_losses(path: Path, history: dict[str, list[float]]) -> None:
 
 def draw_totals(path: Path, histories: dict[str, dict[str, list[float]]]) -> None:
     """The sum of the losses of each detector over the steps, as a running mean."""
-    figure, panel = plt.subplots(figsize=(10, 4.5), dpi=100, layout="constrained")
+    figure, panel = plt.subplots(figsize=(10, 4.8), dpi=100, layout="constrained")
     for (name, history), color, dashes in zip(
-        histories.items(), (BLUE, ORANGE, GREEN, PURPLE), ("-", "--", "-.", ":"), strict=True
+        histories.items(), (BLUE, ORANGE, GREEN, VERMILION), ("-", "--", "-.", ":"), strict=True
     ):
         width, steps, total = _running_mean(np.sum(list(history.values()), axis=0))
-        panel.plot(steps, total, dashes, color=color, linewidth=2, label=name)
+        panel.plot(steps, total, dashes, color=color, linewidth=2.5, label=name)
     panel.set(xlabel="step", ylabel=f"sum of the losses, mean of {width} steps", yscale="log")
-    panel.grid(alpha=0.3, which="both")
-    panel.legend(fontsize=12)
+    panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panel.yaxis.set_major_formatter("{x:g}")
+    panel.yaxis.set_minor_formatter("")
+    panel.grid(alpha=0.3)
+    panel.legend(fontsize=12, handlelength=3)
     figure.savefig(path)
     plt.close(figure)
 
@@ -66,43 +70,38 @@ def draw_detections(path: Path, found: list[tuple[ValidationSet, list[dict]]]) -
         for index in range(min(len(validation.ground_truth["images"]), MAX_PANELS // len(found)))
     ]
     columns = min(4, len(panels))
-    rows = [panels[i : i + columns] for i in range(0, len(panels), columns)]
-    _draw_grid(path, [[(*panel, None) for panel in row] for row in rows], MAX_SIDE)
+    titled = [(*panel, _title(*panel[:2])) for panel in panels]
+    _draw_grid(path, [titled[i : i + columns] for i in range(0, len(titled), columns)], MAX_SIDE)
 
 
-def draw_comparison(
-    path: Path, found: dict[str, list[tuple[ValidationSet, list[dict]]]]
-) -> None:
+def draw_comparison(path: Path, found: dict[str, list[tuple[ValidationSet, list[dict]]]]) -> None:
     """A column for each detector, a row for each of a few images."""
     sets = [validation for validation, _ in next(iter(found.values()))]
-    shown = [
-        (number, index)
-        for number, validation in enumerate(sets)
-        for index in range(min(len(validation.ground_truth["images"]), MAX_ROWS // len(sets)))
-    ]
-    _draw_grid(
-        path,
-        [
-            [(*_pick(results, number, index), name) for name, results in found.items()]
-            for number, index in shown
-        ],
-        COMPARED_SIDE,
+    rows = []
+    for number, validation in enumerate(sets):
+        for index in range(min(len(validation.ground_truth["images"]), MAX_ROWS // len(sets))):
+            titles = [f"{name}: {_title(validation, index)}" for name in found]
+            results = [sets_found[number][1] for sets_found in found.values()]
+            rows.append([(validation, index, *x) for x in zip(results, titles, strict=True)])
+    _draw_grid(path, rows, COMPARED_SIDE)
+
+
+def _title(validation: ValidationSet, index: int) -> str:
+    images = validation.ground_truth["images"]
+    return (
+        validation.name if len(images) == 1 else f"{validation.name}, image {images[index]['id']}"
     )
 
 
-def _pick(results: list, number: int, index: int) -> tuple[ValidationSet, int, list[dict]]:
-    validation, detections = results[number]
-    return validation, index, detections
-
-
 def _draw_grid(path: Path, rows: list[list[tuple]], max_side: int) -> None:
-    """Rows of (validation set, index of the image, detections, title or None)."""
+    """Rows of (validation set, index of the image, detections, title)."""
     crops = [
-        [_middle(panel[0].load(panel[1])[0].shape, max_side) for panel in row] for row in rows
+        [_middle(validation.load(index)[0].shape, max_side) for validation, index, *_ in row]
+        for row in rows
     ]
     aspects = [[(x2 - x1) / (y2 - y1) for x1, y1, x2, y2 in row] for row in crops]
     width = 13.0
-    heights = [width / max(sum(row), 0.1) for row in aspects]
+    heights = [width / sum(row) for row in aspects]
     figure, axes = plt.subplots(
         len(rows),
         len(rows[0]),
@@ -120,12 +119,11 @@ def _draw_grid(path: Path, rows: list[list[tuple]], max_side: int) -> None:
             row, row_axes, row_crops, strict=False
         ):
             _draw_image(axis, validation, index, results, crop)
-            if title is not None:
-                axis.set_title(title if row is rows[0] else "")
+            axis.set_title(title)
     handles = [Rectangle((0, 0), 1, 1, **style) for style in (TRUTH, DETECTION)]
     names = ["ground truth", f"detection, score ≥ {SCORE_THRESHOLD}"]
     figure.legend(handles, names, loc="outside upper center", ncols=2, fontsize=12, frameon=False)
-    figure.savefig(path, pil_kwargs={"quality": 85} if path.suffix == ".jpg" else None)
+    figure.savefig(path, pil_kwargs={"quality": 85})
     plt.close(figure)
 
 
@@ -172,8 +170,6 @@ def _draw_image(
                     bbox={"facecolor": VERMILION, "edgecolor": "none", "pad": 1},
                 )
     axis.set(xlim=(crop[0] - 0.5, crop[2] - 0.5), ylim=(crop[3] - 0.5, crop[1] - 0.5))
-    single = len(validation.ground_truth["images"]) == 1
-    axis.set_title(validation.name if single else f"{validation.name}, image {image_id}")
 
 
 def _middle(shape: tuple[int, ...], max_side: int) -> tuple[int, int, int, int]:
