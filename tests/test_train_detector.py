@@ -87,16 +87,18 @@ def shared_compilations(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def all_runs(tmp_path_factory):
-    """All four detectors, a few steps each on a few digits; and what was printed."""
-    folder = tmp_path_factory.mktemp("runs") / "all"
+    """All four detectors, a few steps each on the same few digits; and what was printed."""
+    folder, first_batch = tmp_path_factory.mktemp("runs") / "all", digits.Digits.train_batch
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
         patch.setattr(digits, "VALIDATION_SCENES", 4)
+        patch.setattr(digits.Digits, "train_batch", lambda self, step: first_batch(self, 0))
         patch.setitem(config.STRIDES, "digits", [8])  # one level compiles faster
-        metrics = train_detector.main(["--all", "--quick", *DIGITS, "--out", str(folder)])
+        metrics = train_detector.main(["--all", *DIGITS, *FEW, "--out", str(folder)])
     return folder, metrics, out.getvalue()
 
 
 DIGITS = ["--data", "digits"]
+FEW = ["--quick", "--steps", "8", "--batch-size", "2"]
 
 
 @pytest.mark.parametrize(
@@ -124,9 +126,9 @@ def test_each_detector_trains(all_runs, detector, names):
     assert values.shape == (len(names), metrics["options"]["steps"])
     assert np.isfinite(values).all()
     assert values.min() > 0
-    total = values.sum(axis=0)
-    assert total[-5:].mean() < total[0]
-    assert np.mean(losses["loss_bbox"][-5:]) < losses["loss_bbox"][0]
+    assert losses["loss_bbox"][-1] < losses["loss_bbox"][0]
+    if detector != "gfl":  # whose class loss learns the IoUs of the boxes: it rises with them
+        assert losses["loss_cls"][-1] < losses["loss_cls"][0]
 
 
 def test_all_writes_one_table_and_pictures(all_runs):
@@ -288,7 +290,7 @@ def test_broken_losses_file(tmp_path, name, text, message):
         ("fcos", {"loss_cls": {"gamma": 2.0}}, "FCOS: .*needs a key 'type'"),
         ("gfl", {"loss_dfl": {"type": "DistributionFocalLoss", "bins": 3}}, "GFL: .*no key 'bins'"),
         ("atss", {"loss_cls": "focal"}, "ATSS: .*loss_cls"),
-        ("retinanet", {"loss_bbox": {"type": "GIoULoss"}}, "RetinaNet: .*reg_decoded_bbox"),
+        ("retinanet", {"loss_bbox": {"type": "IoULoss", "mode": "root"}}, "RetinaNet: .*mode"),
         ("gfl", {"loss_cls": {"type": "FocalLoss"}}, "GFL: .*loss_cls"),
         ("fcos", {"loss_cls": {"type": "GHMC", "momentum": 0.5}}, "loss_cls keeps running"),
         (
@@ -301,9 +303,9 @@ def test_broken_losses_file(tmp_path, name, text, message):
 def test_losses_that_do_not_fit(tmp_path, detector, losses, message):
     file = tmp_path / "losses.yaml"
     file.write_text(json.dumps(losses))  # JSON is YAML
-    argv = ["--detector", detector, *DIGITS, "--losses", str(file), "--out", str(tmp_path / "run")]
+    argv = ["--detector", detector, "--losses", str(file), "--out", str(tmp_path / "run")]
     with pytest.raises(SystemExit, match=f"(?s)error: .*{message}"):
-        train_detector.main(argv)
+        train_detector.main([*argv, *DIGITS, *FEW])
     assert not (tmp_path / "run").exists()
 
 

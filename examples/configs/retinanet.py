@@ -7,18 +7,19 @@ model = dict(
         num_classes=10,
         anchor_generator=dict(
             type="AnchorGenerator",
-            octave_base_scale=3,
-            scales_per_octave=2,
+            octave_base_scale=2.5,
+            scales_per_octave=3,
             ratios=[1.0, 1.5],
             strides=[4, 8],
         ),
         bbox_coder=dict(
             type="DeltaXYWHBBoxCoder",
             target_means=[0.0, 0.0, 0.0, 0.0],
-            target_stds=[1.0, 1.0, 1.0, 1.0],
+            target_stds=[0.1, 0.1, 0.2, 0.2],
         ),
         loss_cls=dict(type="FocalLoss", use_sigmoid=True, gamma=2.0, alpha=0.25, loss_weight=1.0),
-        loss_bbox=dict(type="L1Loss", loss_weight=1.0),
+        reg_decoded_bbox=True,
+        loss_bbox=dict(type="GIoULoss", loss_weight=2.0),
     ),
     train_cfg=dict(
         assigner=dict(
