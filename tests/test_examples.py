@@ -12,6 +12,7 @@ from visdet_jax import FocalLoss, GIoULoss
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 import lookup
+import mmdet_configs
 import vmap_losses
 
 pytestmark = pytest.mark.example
@@ -56,3 +57,17 @@ def test_lookup(capsys):
         "sigmoid_focal_loss: target must have shape (4,), got (3,)",
     ):
         assert text in out
+
+
+def test_mmdet_configs(capsys):
+    histories = mmdet_configs.main()
+    out = capsys.readouterr().out
+    third = {"retinanet": [], "atss": ["loss_centerness"], "gfl": ["loss_dfl"]}
+    for detector, names in third.items():
+        history = histories[detector]
+        assert sorted(history[0]) == sorted(["loss_cls", "loss_bbox", *names])
+        for name in history[0]:
+            assert f"{name:<15} {history[0][name]:.3f} -> {history[-1][name]:.3f}" in out
+            if (detector, name) != ("gfl", "loss_cls"):  # whose targets rise with the IoU
+                assert history[-1][name] < history[0][name], (detector, name)
+        assert sum(history[-1].values()) < sum(history[0].values())

@@ -1,6 +1,8 @@
-"""The training example: its parts against plain loops, its data, and whole runs."""
+"""The training example: its data, evaluation and options, and whole runs of its detectors."""
 
+import contextlib
 import copy
+import io
 import json
 import sys
 from pathlib import Path
@@ -8,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
@@ -15,16 +18,16 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import orbax.checkpoint as ocp
 
 import train_detector
-from detector import coco, config, data, digits, evaluation, fcos, trees
-from detector.config import ConfigError, load_losses
+from detector import coco, config, data, digits, evaluation, heads, network, postprocess, trees
+from detector.config import DETECTORS, ConfigError, load_losses, read_model
 from detector.data import IGNORED, PADDING
+from visdet_jax.detectors import HeadOutputs
 
 pytestmark = pytest.mark.example
 
 LOSSES = {
-    "loss_cls": {"type": "FocalLoss", "gamma": 2.0, "alpha": 0.25},
+    "loss_cls": {"type": "FocalLoss", "gamma": 1.5, "alpha": 0.25},
     "loss_bbox": {"type": "IoULoss", "mode": "linear"},
-    "loss_centerness": {"type": "CrossEntropyLoss", "use_sigmoid": True},
 }
 
 
@@ -66,37 +69,97 @@ def coco_options(folder):
 # ---------------------------------------------------------------- whole runs
 
 
+@pytest.fixture(scope="module", autouse=True)
+def shared_compilations(tmp_path_factory):
+    """Runs compile the same programs again: they find them in a cache."""
+    options = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("cache")),
+        "jax_persistent_cache_min_compile_time_secs": 0.1,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in options}
+    for name, value in options.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
 @pytest.fixture(scope="module")
-def quick_run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "quick"
-    train_detector.main(["--quick", "--out", str(folder)])
-    return folder
+def all_runs(tmp_path_factory):
+    """All four detectors, a few steps each on the same few digits; and what was printed."""
+    folder, first_batch = tmp_path_factory.mktemp("runs") / "all", digits.Digits.train_batch
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
+        patch.setattr(digits, "VALIDATION_SCENES", 4)
+        patch.setattr(digits.Digits, "train_batch", lambda self, step: first_batch(self, 0))
+        patch.setitem(config.STRIDES, "digits", [8])  # one level compiles faster
+        metrics = train_detector.main(["--all", *DIGITS, *FEW, "--out", str(folder)])
+    return folder, metrics, out.getvalue()
 
 
-def test_quick_run_writes_metrics_and_pictures(quick_run):
-    metrics = json.loads((quick_run / "metrics.json").read_text())
+DIGITS = ["--data", "digits"]
+FEW = ["--quick", "--steps", "8", "--batch-size", "2"]
+
+
+@pytest.mark.parametrize(
+    ("detector", "names"),
+    [
+        ("fcos", ["loss_bbox", "loss_centerness", "loss_cls"]),
+        ("retinanet", ["loss_bbox", "loss_cls"]),
+        ("atss", ["loss_bbox", "loss_centerness", "loss_cls"]),
+        ("gfl", ["loss_bbox", "loss_cls", "loss_dfl"]),
+    ],
+)
+def test_each_detector_trains(all_runs, detector, names):
+    folder, all_metrics, _ = all_runs
+    metrics = json.loads((folder / detector / "metrics.json").read_text())
+    assert metrics == json.loads(json.dumps(all_metrics[detector]))  # tuples become lists
     assert metrics["train_step_compilations"] == 1
-    assert set(metrics["validation"]) == {"strip", "unseen"}
-    assert metrics["validation"]["unseen"]["boxes"] == 279
+    assert metrics["options"]["detector"] == detector
+    assert json.loads((folder / detector / "config.json").read_text()) == metrics["options"]
     for row in metrics["validation"].values():
         assert 0 <= row["AP"] <= row["AP50"] <= 1
         assert 0 <= row["AP75"] <= row["AP50"]
-    for values in metrics["train_losses"].values():
-        assert len(values) == metrics["options"]["steps"]
-        assert np.isfinite(values).all()
-        assert min(values) > 0
-    for name in ("loss_cls", "loss_bbox"):
-        values = metrics["train_losses"][name]
-        assert np.mean(values[-5:]) < values[0], f"{name} did not fall"
-    for name in ("losses.png", "detections.jpg"):
-        with Image.open(quick_run / name) as picture:
-            assert 1000 <= picture.width <= 1400
-            assert np.asarray(picture.convert("L")).std() > 10, f"{name} is blank"
+    losses = metrics["train_losses"]
+    assert sorted(losses) == names
+    values = np.array(list(losses.values()))
+    assert values.shape == (len(names), metrics["options"]["steps"])
+    assert np.isfinite(values).all()
+    assert values.min() > 0
+    assert losses["loss_bbox"][-1] < losses["loss_bbox"][0]
+    if detector != "gfl":  # whose class loss learns the IoUs of the boxes: it rises with them
+        assert losses["loss_cls"][-1] < losses["loss_cls"][0]
 
 
-def test_a_finished_folder_is_not_overwritten(quick_run):
+def test_all_writes_one_table_and_pictures(all_runs):
+    folder, metrics, out = all_runs
+    assert list(metrics) == list(DETECTORS)
+    assert json.loads((folder / "metrics.json").read_text()) == json.loads(json.dumps(metrics))
+    lines = out.strip().splitlines()
+    assert lines[0].split() == [
+        "detector",
+        "validated",
+        "on",
+        "images",
+        "boxes",
+        "AP",
+        "AP50",
+        "AP75",
+        "seconds",
+    ]
+    assert [line.split()[0] for line in lines[2:6]] == list(DETECTORS)
+    for parts in (".", *DETECTORS):
+        for name in ("losses.png", "detections.jpg"):
+            with Image.open(folder / parts / name) as picture:
+                assert 1000 <= picture.width <= 1400
+                assert np.asarray(picture.convert("L")).std() > 10, f"{parts}/{name} is blank"
+
+
+@pytest.mark.parametrize("argv", [["--all"], ["--all", "--quick"], []])
+def test_a_finished_folder_is_not_overwritten(all_runs, argv):
+    folder = all_runs[0] if argv else all_runs[0] / "gfl"
     with pytest.raises(SystemExit, match="holds a run already"):
-        train_detector.main(["--quick", "--out", str(quick_run)])
+        train_detector.main([*argv, *DIGITS, "--out", str(folder)])
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +168,7 @@ def coco_argv(tmp_path_factory):
     folder = tmp_path_factory.mktemp("coco")
     write_coco(folder, coco_content())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(config.PRESETS["coco"], "strides", [8])  # one level compiles 2 s faster
+        patch.setitem(config.STRIDES, "coco", [8])
         yield coco_options(folder)
 
 
@@ -156,6 +219,8 @@ def test_resume_refuses_other_options(straight_run):
     folder, _ = straight_run
     with pytest.raises(SystemExit, match="was started with steps = 6, not 7"):
         train_detector.main(["--resume", str(folder), "--steps", "7"])
+    with pytest.raises(SystemExit, match="was started with detector = fcos, not gfl"):
+        train_detector.main(["--resume", str(folder), "--detector", "gfl"])
 
 
 def test_resume_without_a_run(tmp_path, monkeypatch):
@@ -166,7 +231,7 @@ def test_resume_without_a_run(tmp_path, monkeypatch):
 
 def test_losses_file_changes_only_the_loss_it_changes(coco_argv, straight_run, tmp_path):
     losses = tmp_path / "losses.yaml"
-    losses.write_text(json.dumps(LOSSES))  # JSON is YAML
+    losses.write_text("loss_bbox: {type: IoULoss, mode: linear}")
     changed = ["--steps", "1", "--losses", str(losses), "--out", str(tmp_path / "run")]
     run = train_detector.main([*coco_argv, *SMALL, *changed])
     (giou,), (iou,) = (m["train_losses"]["loss_bbox"][:1] for m in (straight_run[1], run))
@@ -188,18 +253,15 @@ def last_checkpoint(folder):
 def test_losses_files_in_yaml_and_python_agree(tmp_path):
     yaml_file, python_file = tmp_path / "losses.yml", tmp_path / "losses.py"
     yaml_file.write_text(
-        "loss_cls: {type: FocalLoss, gamma: 2.0, alpha: 0.25}\n"
+        "loss_cls: {type: FocalLoss, gamma: 1.5, alpha: 0.25}\n"
         "loss_bbox: {type: IoULoss, mode: linear}\n"
-        "loss_centerness: {type: CrossEntropyLoss, use_sigmoid: true}\n"
     )
     python_file.write_text("\n".join(f"{name} = {config}" for name, config in LOSSES.items()))
     assert load_losses(yaml_file) == load_losses(python_file) == LOSSES
-    built = train_detector.build_losses(load_losses(python_file))
-    assert {name: type(loss).__name__ for name, loss in built.items()} == {
-        "loss_cls": "FocalLoss",
-        "loss_bbox": "IoULoss",
-        "loss_centerness": "CrossEntropyLoss",
-    }
+    head = heads.make_head(read_model("fcos", LOSSES), 3, [4, 8])
+    assert head.loss_cls.gamma == 1.5
+    assert type(head.loss_bbox).__name__ == "IoULoss"
+    assert type(head.loss_centerness).__name__ == "CrossEntropyLoss"
 
 
 @pytest.mark.parametrize(
@@ -207,8 +269,8 @@ def test_losses_files_in_yaml_and_python_agree(tmp_path):
     [
         ("losses.yaml", None, "cannot be read"),
         ("losses.yaml", "loss_cls: {type: [", "not valid YAML"),
-        ("losses.yaml", "loss_cls: {type: FocalLoss}", "must define loss_cls, loss_bbox"),
-        ("losses.yaml", json.dumps({**LOSSES, "loss_mask": {}}), "and no other loss"),
+        ("losses.yaml", "- loss_cls", "must define losses by name"),
+        ("losses.py", "name = 'loss_cls'", "must define losses by name"),
         ("losses.py", "loss_cls = dict(", "SyntaxError"),
         ("losses.py", "loss_cls = undefined", "NameError"),
     ],
@@ -222,13 +284,28 @@ def test_broken_losses_file(tmp_path, name, text, message):
 
 
 @pytest.mark.parametrize(
-    "config", [{"type": "FocusLoss"}, {"gamma": 2.0}, {"type": "FocalLoss", "gama": 2.0}, "focal"]
+    ("detector", "losses", "message"),
+    [
+        ("fcos", {"loss_cls": {"type": "FocusLoss"}}, "FCOS: .*FocusLoss.*FocalLoss"),
+        ("fcos", {"loss_cls": {"gamma": 2.0}}, "FCOS: .*needs a key 'type'"),
+        ("gfl", {"loss_dfl": {"type": "DistributionFocalLoss", "bins": 3}}, "GFL: .*no key 'bins'"),
+        ("atss", {"loss_cls": "focal"}, "ATSS: .*loss_cls"),
+        ("retinanet", {"loss_bbox": {"type": "IoULoss", "mode": "root"}}, "RetinaNet: .*mode"),
+        ("gfl", {"loss_cls": {"type": "FocalLoss"}}, "GFL: .*loss_cls"),
+        ("fcos", {"loss_cls": {"type": "GHMC", "momentum": 0.5}}, "loss_cls keeps running"),
+        (
+            "retinanet",
+            {"loss_centerness": {"type": "MSELoss"}},
+            "retinanet has no loss_centerness, but loss_cls, loss_bbox",
+        ),
+    ],
 )
-def test_loss_that_cannot_be_built(tmp_path, config):
-    losses = tmp_path / "losses.yaml"
-    losses.write_text(json.dumps({**LOSSES, "loss_cls": config}))
-    with pytest.raises(SystemExit, match="error: loss_cls = "):
-        train_detector.main(["--losses", str(losses), "--out", str(tmp_path / "run")])
+def test_losses_that_do_not_fit(tmp_path, detector, losses, message):
+    file = tmp_path / "losses.yaml"
+    file.write_text(json.dumps(losses))  # JSON is YAML
+    argv = ["--detector", detector, "--losses", str(file), "--out", str(tmp_path / "run")]
+    with pytest.raises(SystemExit, match=f"(?s)error: .*{message}"):
+        train_detector.main([*argv, *DIGITS, *FEW])
     assert not (tmp_path / "run").exists()
 
 
@@ -238,6 +315,9 @@ def test_loss_that_cannot_be_built(tmp_path, config):
         (["--train-images", "a", "--val-json", "b"], "--train-json, --val-images missing"),
         (["--data", "digits", "--image-size", "128"], "96 x 96"),
         (["--image-size", "100"], "multiple of 8"),
+        (["--all", "--detector", "gfl"], "leave out --detector"),
+        (["--all", "--losses", "my.yaml"], "leave out --losses"),
+        (["--all", "--resume"], "leave out --resume"),
         (
             ["--data", "trees", *coco_options(Path("folder"))],
             "leave it out",
@@ -342,17 +422,19 @@ def test_own_data_batch(tmp_path, monkeypatch):
     content = coco_content()
     content["annotations"][1]["iscrowd"] = 1  # category 7 of image 0
     write_coco(tmp_path, content)
+    (tmp_path / "val.json").write_text(json.dumps(content))
     monkeypatch.setattr(coco, "flip", lambda image, boxes: (image, boxes))
     own = make_coco(tmp_path)
+    assert [a["iscrowd"] for a in own.validation[0].ground_truth["annotations"]] == [0, 1] + [0] * 8
     assert own.class_names == ["high", "wide"]
     batch = own.train_batch(0)  # 5 of 5 images: each of them once
     first = int(np.argmin(batch["boxes"][:, :, 0].max(axis=1)))  # x is 5 + 4 * image
     order = np.argsort(batch["boxes"][:, 0, 0])
     assert batch["labels"][order][:, :3].tolist() == [
-        [IGNORED, 0, PADDING],
+        [0, PADDING, PADDING],
         *[[1, 0, PADDING]] * 4,
-    ]  # larger boxes first
-    np.testing.assert_allclose(batch["boxes"][first, 1], [5, 13, 25, 31])  # 10 rows of bar above
+    ]  # larger boxes first; the crowd is left out
+    np.testing.assert_allclose(batch["boxes"][first, 0], [5, 13, 25, 31])  # 10 rows of bar above
     assert own.validation[0].category_ids == [3, 7]
 
 
@@ -437,6 +519,8 @@ def test_trees_batches_follow_from_seed_and_step():
 
 def test_augmentation_moves_boxes_with_their_pixels(monkeypatch):
     """Every painted pixel of a crop lies in a box, and every pixel of a box is painted."""
+    # a box of which less than half lies in the crop is not learned
+    monkeypatch.setattr(data, "VISIBLE", 0.0)
     boxes = np.array(
         [(x, y, x + 12, y + 7) for x in range(0, 1140, 20) for y in range(0, 1225, 15)], np.float32
     )
@@ -531,75 +615,44 @@ def test_digits_scenes():
         assert not (ink & ~covered).any()
 
 
-# ---------------------------------------------------------------- FCOS and evaluation
+# ---------------------------------------------------------------- heads and evaluation
 
 
-assign_targets = jax.jit(fcos.assign_targets, static_argnames="num_classes")
+def test_the_levels_and_classes_are_those_of_the_data():
+    head = heads.make_head(read_model("fcos", {}), 3, [8, 16, 32])
+    assert head.num_classes == 3
+    assert head.strides == (8, 16, 32)
+    assert head.regress_ranges == ((-1, 32), (32, 64), (64, 1e8))
+    head = heads.make_head(read_model("gfl", {}), 3, [8, 16, 32])
+    assert head.strides == (8, 16, 32)
+    # for those of the built-in data the configs are as they stand
+    for detector in DETECTORS:
+        model = read_model(detector, {})
+        config = {**model["bbox_head"], "train_cfg": model.get("train_cfg")}
+        assert heads.make_head(model, 10, [4, 8]) == heads.build_head(config)
+
+
+def test_fcos_distances_are_positive_in_pixels_or_strides():
+    found = []
+    for norm_on_bbox in (False, True):
+        model = read_model("fcos", {})
+        model["bbox_head"]["norm_on_bbox"] = norm_on_bbox
+        head = heads.make_head(model, 3, [4, 8])
+        towers = nnx.eval_shape(lambda head=head: network.Towers(8, head, rngs=nnx.Rngs(0)))
+        outputs = HeadOutputs(*[[np.ones((1, 2, 2, 4), "f4")] * 2] * 3)
+        found.append(towers.units)
+        assert head.decode(
+            outputs._replace(
+                cls_scores=[np.ones((1, 2, 2, 3), "f4")] * 2,
+                centernesses=[np.ones((1, 2, 2, 1), "f4")] * 2,
+            )
+        ).boxes[0, 0].tolist() == ([-2, -2, 6, 6] if norm_on_bbox else [1, 1, 3, 3])
+    assert found == [(4, 8), (1, 1)]
 
 
 def random_boxes(rng, count, side):
     corner = rng.uniform(0, side - 4, (count, 2))
     return np.concatenate([corner, corner + rng.uniform(2, 40, (count, 2))], axis=1).astype("f4")
-
-
-def slow_targets(points, point_strides, boxes, labels, num_classes):
-    """The rule of `assign_targets` for one point and one box after the other."""
-    rows = []
-    for (x, y), stride in zip(points, point_strides, strict=True):
-        best, ignored = None, False
-        for (x1, y1, x2, y2), label in zip(boxes, labels, strict=True):
-            left, top, right, bottom = x - x1, y - y1, x2 - x, y2 - y
-            if min(left, top, right, bottom) <= 0:
-                continue
-            if label == IGNORED:
-                ignored = True
-            if label < 0:
-                continue
-            if max(abs(x - (x1 + x2) / 2), abs(y - (y1 + y2) / 2)) >= 1.5 * stride:
-                continue
-            low, high = {4: (0, 16), 8: (16, 32), 16: (32, np.inf)}[int(stride)]
-            if not low < max(left, top, right, bottom) <= high:
-                continue
-            area = (x2 - x1) * (y2 - y1)
-            if best is None or area < best[0]:
-                ratio = min(left, right) / max(left, right) * min(top, bottom) / max(top, bottom)
-                best = area, label, (x1, y1, x2, y2), np.sqrt(ratio)
-        if best is None:
-            rows.append((num_classes, 0.0 if ignored else 1.0, None, 0.0))
-        else:
-            rows.append((best[1], 1.0, best[2], best[3]))
-    return rows
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_targets_against_a_loop(seed):
-    rng = np.random.default_rng(seed)
-    boxes = np.concatenate([random_boxes(rng, 14, 64), np.zeros((2, 4), "f4")])
-    boxes[0] = [0, 0, 64, 64]  # for the coarsest level
-    labels = np.concatenate([rng.integers(0, 3, 10), [IGNORED] * 4, [PADDING] * 2])
-    points, point_strides = fcos.make_points((64, 64), (4, 8, 16))
-    targets = jax.device_get(assign_targets(points, point_strides, boxes, labels, num_classes=3))
-    expected = slow_targets(np.asarray(points), np.asarray(point_strides), boxes, labels, 3)
-    positives = set()
-    for i, (label, weight, box, centerness) in enumerate(expected):
-        assert targets["labels"][i] == label
-        assert targets["label_weights"][i] == weight
-        np.testing.assert_allclose(targets["centerness"][i], centerness, rtol=1e-5)
-        if box is not None:
-            np.testing.assert_array_equal(targets["boxes"][i], box)
-            positives.add(float(point_strides[i]))
-    assert positives == {4.0, 8.0, 16.0}
-    assert 0 < sum(weight == 0 for _, weight, _, _ in expected) < len(points) / 2
-
-
-def test_points_are_the_centres_of_their_cells():
-    points, strides = fcos.make_points((16, 24), (4, 8))
-    assert points.shape == (24 + 6, 2)
-    assert strides.tolist() == [4.0] * 24 + [8.0] * 6
-    assert points[:2].tolist() == [[2, 2], [6, 2]]
-    assert points[6].tolist() == [2, 6]
-    assert points[24].tolist() == [4, 4]
-    assert points[-1].tolist() == [20, 12]
 
 
 def test_nms_against_a_loop():
@@ -616,31 +669,17 @@ def test_nms_against_a_loop():
         else:
             kept.append(i)
     assert 20 < len(kept) < 70
-    assert np.flatnonzero(fcos.nms(boxes, labels, 0.3)).tolist() == kept
+    assert np.flatnonzero(postprocess.nms(boxes, labels, 0.3)).tolist() == kept
 
 
-def test_decode_inverts_the_targets():
-    """Outputs that say exactly what the targets ask for give the ground truth back."""
-    boxes = np.array([[4, 4, 20, 18], [30, 6, 60, 40], [8, 30, 24, 60]], "f4")
-    labels = np.array([1, 0, 1])
-    points, strides = fcos.make_points((64, 64), (4, 8))
-    targets = assign_targets(points, strides, boxes, labels, num_classes=2)
-    corners = np.concatenate(
-        [points - targets["boxes"][:, :2], targets["boxes"][:, 2:] - points], 1
-    )
-    outputs = {
-        "logits": 20.0 * (np.asarray(targets["labels"])[:, None] == np.arange(2)) - 10,
-        "distances": corners,
-        "centerness": 10 * np.asarray(targets["centerness"]) - 5,
-    }
-    found = jax.device_get(
-        jax.jit(fcos.decode, static_argnums=(2, 3))(outputs, points, (64, 64), 50)
-    )
-    assert found["boxes"].shape == (50, 4)
-    sure = found["scores"] > 0.5
-    order = np.argsort(found["boxes"][sure][:, 0])
-    np.testing.assert_allclose(found["boxes"][sure][order], boxes[[0, 2, 1]], atol=1e-4)
-    assert found["labels"][sure][order].tolist() == [1, 1, 0]
+def test_select_keeps_the_best_of_each_object():
+    boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 9], [30, 0, 40, 10], [60, 60, 70, 70]], "f4")
+    scores = np.array([[0.5, 0.1], [0.75, 0.25], [0.0625, 0.875], [0.375, 0.0]], "f4")
+    found = jax.device_get(jax.jit(postprocess.select, static_argnums=2)(boxes, scores, 4))
+    # the box of second place goes with its duplicate; of the other class it stays
+    assert found["scores"].tolist() == [0.875, 0.75, 0.375, 0.25]
+    assert found["labels"].tolist() == [1, 0, 0, 1]
+    np.testing.assert_array_equal(found["boxes"], boxes[[2, 1, 3, 1]])
 
 
 def test_average_precision_of_known_detections():

@@ -50,7 +50,8 @@ class Coco:
                 category_ids=list(train.categories),
             )
         ]
-        surplus = [len(labels) - max_boxes for labels in train.labels if len(labels) > max_boxes]
+        counts = [int((labels >= 0).sum()) for labels in train.labels]
+        surplus = [count - max_boxes for count in counts if count > max_boxes]
         if surplus:
             warnings.warn(
                 f"{train_json}: images with more than {max_boxes} boxes: {len(surplus)}; their "

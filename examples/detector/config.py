@@ -9,13 +9,15 @@ from typing import Any
 import yaml
 
 RUNS = Path("runs")
-LOSS_NAMES = ("loss_cls", "loss_bbox", "loss_centerness")
+CONFIGS = Path(__file__).parents[1] / "configs"
+DETECTORS = ("fcos", "retinanet", "atss", "gfl")  # the first is the default
 COCO_PATHS = ("train_images", "train_json", "val_images", "val_json")
 PRESETS = {
-    "trees": {"steps": 800, "batch_size": 4, "image_size": 224, "strides": [4, 8]},
-    "digits": {"steps": 600, "batch_size": 16, "image_size": 96, "strides": [4, 8]},
-    "coco": {"steps": 3000, "batch_size": 8, "image_size": 256, "strides": [8, 16, 32]},
+    "trees": {"steps": 800, "batch_size": 4, "image_size": 224, "max_boxes": 100},
+    "digits": {"steps": 600, "batch_size": 16, "image_size": 96, "max_boxes": 6},
+    "coco": {"steps": 3000, "batch_size": 8, "image_size": 256, "max_boxes": 100},
 }
+STRIDES = {"trees": [4, 8], "digits": [4, 8], "coco": [8, 16, 32]}
 QUICK = {"steps": 20, "batch_size": 4}
 
 
@@ -23,29 +25,40 @@ class ConfigError(ValueError):
     """A fault in the options or the losses file."""
 
 
-def read_options(argv: list[str] | None, losses: dict[str, dict]) -> tuple[dict[str, Any], Path]:
-    """The options of the run to start or to continue, and its folder.
+def read_options(argv: list[str] | None) -> tuple[dict[str, dict[str, Any]], Path]:
+    """The options of the run to start or to continue, by detector, and its folder.
 
-    `losses` are the configs that a losses file replaces.
+    With --all there are four.
     """
     given = parse_arguments(argv)
+    every = given.pop("all", False)
+    for name in ("detector", "losses", "resume"):
+        if every and name in given:
+            raise ConfigError(f"--all trains each detector as it is: leave out --{name}")
     if "losses" in given:
         given["losses"] = load_losses(given["losses"])
     out = given.pop("out", None)
     if "resume" in given:
         folder = given.pop("resume") or out or newest_run_folder()
-        return saved_options(folder, given), folder
-    options = {"losses": losses, **resolve_options(given)}
-    folder = out or new_run_folder(options["data"])
-    if (folder / "config.json").exists():
-        raise ConfigError(f"--out: {folder} holds a run already; --resume continues it")
-    return options, folder
+        options = saved_options(folder, given)
+        return {options["detector"]: options}, folder
+    options = resolve_options(given)
+    detectors = DETECTORS if every else [options["detector"]]
+    folder = out or new_run_folder(f"{options['data']}-{'all' if every else options['detector']}")
+    for path in (folder, *(folder / name for name in DETECTORS)):
+        if (path / "config.json").exists():
+            raise ConfigError(f"--out: {path} holds a run already; --resume continues it")
+    runs = {}
+    for name in detectors:
+        model = read_model(name, options["losses"])
+        runs[name] = {**options, "detector": name, "model": model}
+    return runs, folder
 
 
 def parse_arguments(argv: list[str] | None) -> dict[str, Any]:
     """The options that were given, by name."""
     parser = argparse.ArgumentParser(
-        description="Train a small FCOS detector whose losses are built from config dicts.",
+        description="Train a small detector whose head and losses are built from a config.",
         argument_default=argparse.SUPPRESS,
     )
     add = parser.add_argument
@@ -56,7 +69,9 @@ def parse_arguments(argv: list[str] | None) -> dict[str, Any]:
     add("--train-json", metavar="FILE")
     add("--val-images", metavar="DIR")
     add("--val-json", metavar="FILE")
-    add("--losses", metavar="FILE", type=Path, help="YAML or Python: loss_cls, loss_bbox, ...")
+    add("--detector", choices=DETECTORS, help="a file of examples/configs (default: fcos)")
+    add("--all", action="store_true", help="train all four, one after the other, and compare them")
+    add("--losses", metavar="FILE", type=Path, help="YAML or Python: loss_bbox and others")
     add("--steps", type=positive, help="default: trees 800, digits 600, own data 3000")
     add("--batch-size", type=positive, help="default: trees 4, digits 16, own data 8")
     add(
@@ -64,10 +79,12 @@ def parse_arguments(argv: list[str] | None) -> dict[str, Any]:
         type=positive,
         help="side of the crops of trees (224) or of letterboxed own images (256)",
     )
-    add("--max-boxes", type=positive, help="rows that ground truth is padded to (default: 100)")
+    add("--max-boxes", type=positive, help="rows that ground truth is padded to")
     add("--seed", type=int, help="of weights and data (default: 0)")
     add("--quick", action="store_true", help="a few steps, to see that everything runs")
-    add("--out", metavar="DIR", type=Path, help="the run's folder (default: runs/<data>)")
+    add(
+        "--out", metavar="DIR", type=Path, help="the run's folder (default: runs/<data>-<detector>)"
+    )
     add("--resume", metavar="DIR", type=Path, nargs="?", const=None, help="default: the last run")
     return vars(parser.parse_args(argv))
 
@@ -81,7 +98,7 @@ def positive(text: str) -> int:
 
 
 def resolve_options(given: dict[str, Any]) -> dict[str, Any]:
-    """All options of a new run, but for its losses, from those given on the command line."""
+    """All options of a new run, but for its model, from those given on the command line."""
     paths = [name for name in COCO_PATHS if name in given]
     if paths and len(paths) < len(COCO_PATHS):
         missing = [f"--{name.replace('_', '-')}" for name in COCO_PATHS if name not in given]
@@ -89,7 +106,8 @@ def resolve_options(given: dict[str, Any]) -> dict[str, Any]:
     if paths and "data" in given:
         raise ConfigError("--data names a built-in data set: leave it out with own data")
     data = "coco" if paths else given.get("data", "trees")
-    options = {"data": data, "seed": 0, "max_boxes": 100, **PRESETS[data]}
+    options = {"data": data, "detector": DETECTORS[0], "losses": {}, "seed": 0, **PRESETS[data]}
+    options["strides"] = STRIDES[data]
     if given.get("quick"):
         options |= QUICK
     options |= {k: v for k, v in given.items() if k not in ("data", "quick")}
@@ -100,11 +118,22 @@ def resolve_options(given: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
+def read_model(detector: str, losses: dict[str, Any]) -> dict[str, Any]:
+    """The `model` of examples/configs/<detector>.py with `losses` in place of its own."""
+    model = runpy.run_path(str(CONFIGS / f"{detector}.py"))["model"]
+    own = [name for name in model["bbox_head"] if name.startswith("loss")]
+    unknown = [name for name in losses if name not in own]
+    if unknown:
+        raise ConfigError(f"--losses: {detector} has no {', '.join(unknown)}, but {', '.join(own)}")
+    return {**model, "bbox_head": {**model["bbox_head"], **losses}}
+
+
 def load_losses(path: Path) -> dict[str, dict]:
-    """The loss configs in a YAML or Python file, by name: loss_cls, loss_bbox, loss_centerness."""
+    """The loss configs in a YAML or Python file, by name: loss_cls, loss_bbox, ..."""
     try:
         if path.suffix == ".py":
-            content = {k: v for k, v in runpy.run_path(str(path)).items() if k.startswith("loss")}
+            content = runpy.run_path(str(path))
+            content = {name: v for name, v in content.items() if name.startswith("loss")}
         else:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -113,17 +142,17 @@ def load_losses(path: Path) -> dict[str, dict]:
         raise ConfigError(f"{path}: not valid YAML ({error})") from error
     except Exception as error:  # whatever the user's Python file raises
         raise ConfigError(f"{path}: {type(error).__name__}: {error}") from error
-    if not isinstance(content, dict) or set(content) != set(LOSS_NAMES):
-        raise ConfigError(f"{path}: must define {', '.join(LOSS_NAMES)}, and no other loss")
+    if not isinstance(content, dict) or not content:
+        raise ConfigError(f"{path}: must define losses by name, such as loss_bbox")
     return content
 
 
-def new_run_folder(data: str) -> Path:
-    """The first of runs/<data>, runs/<data>-2, runs/<data>-3, ... that is not taken."""
-    number, folder = 1, RUNS / data
+def new_run_folder(name: str) -> Path:
+    """The first of runs/<name>, runs/<name>-2, runs/<name>-3, ... that is not taken."""
+    number, folder = 1, RUNS / name
     while folder.exists():
         number += 1
-        folder = RUNS / f"{data}-{number}"
+        folder = RUNS / f"{name}-{number}"
     return folder
 
 

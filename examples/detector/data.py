@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image
 
 PADDING = -1  # a row that only fills the array up to its static size
-IGNORED = -2  # a region that is neither an object nor background, such as a COCO crowd
+IGNORED = -2  # of no use for training and not counted in evaluation, such as a COCO crowd
+VISIBLE = 0.5  # of an object's area, for its box to count
 
 
 class DataError(ValueError):
@@ -90,13 +91,13 @@ def cut(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Boxes (N, 4) and labels (N,) inside a window (x1, y1, x2, y2), in the window's pixels.
 
-    A box of which at least half the area lies inside stays, clipped; of a smaller rest nobody can
-    say how far the object reaches, so it becomes IGNORED; a box outside is dropped.
+    A box of which at least half the area (VISIBLE) lies inside stays, clipped; of a smaller rest
+    nobody can say how far the object reaches, so it becomes IGNORED; a box outside is dropped.
     """
     x1, y1, x2, y2 = window
     clipped = np.clip(boxes, [x1, y1, x1, y1], [x2, y2, x2, y2])
     visible = _areas(clipped) / _areas(boxes)
-    labels = np.where(visible >= 0.5, labels, IGNORED)
+    labels = np.where(visible >= VISIBLE, labels, IGNORED)
     inside = visible > 0
     return (clipped - [x1, y1, x1, y1])[inside].astype(np.float32), labels[inside]
 
@@ -121,7 +122,8 @@ def brighten(image: np.ndarray, factor: float, shift: float = 0.0) -> np.ndarray
 def pad_rows(
     boxes: np.ndarray, labels: np.ndarray, max_boxes: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes (max_boxes, 4) and labels (max_boxes,); of more boxes the largest are kept."""
+    """Boxes (max_boxes, 4) and labels (max_boxes,), without those IGNORED; the largest, if more."""
+    boxes, labels = boxes[labels >= 0], labels[labels >= 0]
     keep = np.argsort(-_areas(boxes), kind="stable")[:max_boxes]
     padded_boxes = np.zeros((max_boxes, 4), np.float32)
     padded_labels = np.full(max_boxes, PADDING, np.int32)

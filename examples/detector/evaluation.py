@@ -63,12 +63,24 @@ def average_precision(validation: ValidationSet, results: list[dict]) -> dict[st
     return means
 
 
-def format_table(rows: dict[str, dict]) -> str:
-    """One line per validation set with its images, boxes and average precisions."""
-    width = max(len(name) for name in ("validation set", *rows))
-    header = f"{'validation set':<{width}}  images  boxes" + "".join(f"{m:>7}" for m in METRICS)
+def format_table(runs: dict[str, dict]) -> str:
+    """One line per detector and validation set with average precisions and the run's seconds.
+
+    runs: what `run` of train_detector.py gives, by detector.
+    """
+    rows = [
+        (detector, name, row, sum(metrics["seconds"].values()))
+        for detector, metrics in runs.items()
+        for name, row in metrics["validation"].items()
+    ]
+    width = max(len(name) for name in ("validated on", *(name for _, name, _, _ in rows)))
+    header = f"detector   {'validated on':<{width}}  images  boxes"
+    header += "".join(f"{m:>7}" for m in METRICS) + "  seconds"
     lines = [header, "-" * len(header)]
-    for name, row in rows.items():
+    for detector, name, row, seconds in rows:
         values = "".join(f"{row[metric]:7.3f}" for metric in METRICS)
-        lines.append(f"{name:<{width}}  {row['images']:>6}  {row['boxes']:>5}{values}")
+        lines.append(
+            f"{detector:<9}  {name:<{width}}  {row['images']:>6}  {row['boxes']:>5}{values}"
+            f"{seconds:9.0f}"
+        )
     return "\n".join(lines)

@@ -1,10 +1,12 @@
-"""A small FCOS network in flax.nnx: residual backbone, feature pyramid and one shared head."""
+"""A small detector in flax.nnx: residual backbone, feature pyramid and one tower for all levels."""
 
 import math
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+
+from visdet_jax.detectors import FCOSHead, Head, HeadOutputs
 
 GROUPS = 8
 
@@ -72,58 +74,52 @@ class Pyramid(nnx.Module):
         return [conv(x) for conv, x in zip(self.smooth, levels, strict=True)]
 
 
-class FCOSHead(nnx.Module):
-    """Class logits, distances to the four sides and centerness at every point."""
+class Towers(nnx.Module):
+    """What a head's losses want at every cell: a convolution for each output, shared by the levels.
 
-    def __init__(self, channels: int, num_classes: int, num_levels: int, *, rngs: nnx.Rngs):
+    FCOS wants distances, which are positive, in pixels or strides; the other heads take the numbers
+    as they come.
+    """
+
+    def __init__(self, channels: int, head: Head, *, rngs: nnx.Rngs):
         self.class_tower = ConvNorm(channels, channels, rngs=rngs)
         self.box_tower = ConvNorm(channels, channels, rngs=rngs)
-        # Every point starts at a probability of 0.01, or the many negatives drown the first steps
+        count = {name: head.num_base_priors * size for name, size in head.channels.items()}
+        # Every prior starts at a probability of 0.01, or the many negatives drown the first steps
         # (Lin et al. 2017, Focal Loss for Dense Object Detection, section 3.3).
         prior = nnx.initializers.constant(-math.log((1 - 0.01) / 0.01))
-        self.logits = nnx.Conv(channels, num_classes, (3, 3), bias_init=prior, rngs=rngs)
-        self.distances = nnx.Conv(channels, 4, (3, 3), rngs=rngs)
-        self.centerness = nnx.Conv(channels, 1, (3, 3), rngs=rngs)
-        self.scale = nnx.Param(jnp.ones(num_levels))
+        self.classes = nnx.Conv(channels, count["cls_scores"], (3, 3), bias_init=prior, rngs=rngs)
+        self.boxes = nnx.Conv(channels, count["bbox_preds"], (3, 3), rngs=rngs)
+        self.scale = nnx.Param(jnp.ones(len(head.strides)))
+        self.centerness = (
+            nnx.Conv(channels, count["centernesses"], (3, 3), rngs=rngs)
+            if "centernesses" in count
+            else None
+        )
+        self.units = None
+        if isinstance(head, FCOSHead):
+            self.units = (1,) * len(head.strides) if head.norm_on_bbox else head.strides
 
-    def __call__(self, x: jax.Array, level: int, stride: int) -> dict[str, jax.Array]:
-        batch = len(x)
-        boxes = self.box_tower(x)
-        distances = stride * jnp.exp(self.scale[level] * self.distances(boxes))
-        logits = self.logits(self.class_tower(x))
-        return {
-            "logits": logits.reshape(batch, -1, logits.shape[-1]),
-            "distances": distances.reshape(batch, -1, 4),
-            "centerness": self.centerness(boxes).reshape(batch, -1),
-        }
+    def __call__(self, levels: list[jax.Array]) -> HeadOutputs:
+        towers = [self.box_tower(x) for x in levels]
+        boxes = [self.scale[i] * self.boxes(x) for i, x in enumerate(towers)]
+        if self.units is not None:
+            boxes = [unit * jnp.exp(x) for unit, x in zip(self.units, boxes, strict=True)]
+        return HeadOutputs(
+            cls_scores=[self.classes(self.class_tower(x)) for x in levels],
+            bbox_preds=boxes,
+            centernesses=None if self.centerness is None else [self.centerness(x) for x in towers],
+        )
 
 
 class Detector(nnx.Module):
-    """Images uint8 (B, H, W, 3), sides divisible by the largest stride, to outputs at P points.
+    """Images uint8 (B, H, W, 3), sides divisible by the largest stride, to a head's outputs."""
 
-    Returns logits (B, P, C), distances (B, P, 4) in pixels (left, top, right, bottom) and
-    centerness logits (B, P), level after level in the order of `fcos.make_points`.
-    """
-
-    def __init__(
-        self,
-        num_classes: int,
-        strides: tuple[int, ...],
-        *,
-        width: int = 32,
-        channels: int = 64,
-        rngs: nnx.Rngs,
-    ):
-        self.num_classes, self.strides = num_classes, strides
-        self.backbone = Backbone(strides, width, rngs=rngs)
+    def __init__(self, head: Head, *, width: int = 32, channels: int = 64, rngs: nnx.Rngs):
+        self.backbone = Backbone(head.strides, width, rngs=rngs)
         self.pyramid = Pyramid(self.backbone.channels, channels, rngs=rngs)
-        self.head = FCOSHead(channels, num_classes, len(strides), rngs=rngs)
+        self.towers = Towers(channels, head, rngs=rngs)
 
-    def __call__(self, images: jax.Array) -> dict[str, jax.Array]:
+    def __call__(self, images: jax.Array) -> HeadOutputs:
         x = images.astype(jnp.float32) / 127.5 - 1
-        levels = self.pyramid(self.backbone(x))
-        outputs = [
-            self.head(x, level, stride)
-            for level, (x, stride) in enumerate(zip(levels, self.strides, strict=True))
-        ]
-        return {name: jnp.concatenate([o[name] for o in outputs], axis=1) for name in outputs[0]}
+        return self.towers(self.pyramid(self.backbone(x)))

@@ -1,4 +1,4 @@
-"""The two pictures of a run: loss curves, and detections over ground truth."""
+"""The pictures of a run, and of several: loss curves, and detections over ground truth."""
 
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import LogLocator
 
 from .data import ValidationSet
 
@@ -20,25 +21,43 @@ TRUTH = {"fill": False, "edgecolor": SKY, "linestyle": "--", "linewidth": 1.8}
 DETECTION = {"fill": False, "edgecolor": VERMILION, "linewidth": 1.6}
 MAX_PANELS = 8
 MAX_SIDE = 640  # pixels of an image that are shown: of a larger one its middle
+MAX_ROWS = 4
+COMPARED_SIDE = 230  # the same, where detectors are compared
 SCORE_THRESHOLD = 0.4
 
 
 def draw_losses(path: Path, history: dict[str, list[float]]) -> None:
     """One panel per loss over the steps: each step's value, and a running mean."""
-    figure, panels = plt.subplots(1, len(history), figsize=(12, 3.8), dpi=100, layout="constrained")
+    size = (12, 4.2 if len(history) < 3 else 3.8)
+    figure, panels = plt.subplots(1, len(history), figsize=size, dpi=100, layout="constrained")
     for panel, (name, values), color in zip(
-        panels, history.items(), (BLUE, ORANGE, GREEN), strict=True
+        panels, history.items(), (BLUE, ORANGE, GREEN), strict=False
     ):
-        steps = np.arange(1, len(values) + 1)
-        width = max(1, len(values) // 20)
-        smooth = np.convolve(values, np.ones(width) / width, mode="valid")
-        panel.plot(steps, values, color=color, alpha=0.3, linewidth=0.8, label="each step")
-        panel.plot(
-            steps[width - 1 :], smooth, color=color, linewidth=2, label=f"mean of {width} steps"
-        )
+        width, steps, smooth = _running_mean(values)
+        each = np.arange(1, len(values) + 1)
+        panel.plot(each, values, color=color, alpha=0.3, linewidth=0.8, label="each step")
+        panel.plot(steps, smooth, color=color, linewidth=2, label=f"mean of {width} steps")
         panel.set(title=name, xlabel="step", ylabel="loss", ylim=(0, None))
         panel.grid(alpha=0.3)
         panel.legend()
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def draw_totals(path: Path, histories: dict[str, dict[str, list[float]]]) -> None:
+    """The sum of the losses of each detector over the steps, as a running mean."""
+    figure, panel = plt.subplots(figsize=(10, 4.8), dpi=100, layout="constrained")
+    for (name, history), color, dashes in zip(
+        histories.items(), (BLUE, ORANGE, GREEN, VERMILION), ("-", "--", "-.", ":"), strict=True
+    ):
+        width, steps, total = _running_mean(np.sum(list(history.values()), axis=0))
+        panel.plot(steps, total, dashes, color=color, linewidth=2.5, label=name)
+    panel.set(xlabel="step", ylabel=f"sum of the losses, mean of {width} steps", yscale="log")
+    panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panel.yaxis.set_major_formatter("{x:g}")
+    panel.yaxis.set_minor_formatter("")
+    panel.grid(alpha=0.3)
+    panel.legend(fontsize=12, handlelength=3)
     figure.savefig(path)
     plt.close(figure)
 
@@ -50,29 +69,69 @@ def draw_detections(path: Path, found: list[tuple[ValidationSet, list[dict]]]) -
         for validation, results in found
         for index in range(min(len(validation.ground_truth["images"]), MAX_PANELS // len(found)))
     ]
-    crops = [_middle(validation.load(index)[0].shape) for validation, index, _ in panels]
     columns = min(4, len(panels))
-    rows = -(-len(panels) // columns)
-    aspect = [(x2 - x1) / (y2 - y1) for x1, y1, x2, y2 in crops[:columns]]
+    titled = [(*panel, _title(*panel[:2])) for panel in panels]
+    _draw_grid(path, [titled[i : i + columns] for i in range(0, len(titled), columns)], MAX_SIDE)
+
+
+def draw_comparison(path: Path, found: dict[str, list[tuple[ValidationSet, list[dict]]]]) -> None:
+    """A column for each detector, a row for each of a few images."""
+    sets = [validation for validation, _ in next(iter(found.values()))]
+    rows = []
+    for number, validation in enumerate(sets):
+        for index in range(min(len(validation.ground_truth["images"]), MAX_ROWS // len(sets))):
+            titles = [f"{name}: {_title(validation, index)}" for name in found]
+            results = [sets_found[number][1] for sets_found in found.values()]
+            rows.append([(validation, index, *x) for x in zip(results, titles, strict=True)])
+    _draw_grid(path, rows, COMPARED_SIDE)
+
+
+def _title(validation: ValidationSet, index: int) -> str:
+    images = validation.ground_truth["images"]
+    return (
+        validation.name if len(images) == 1 else f"{validation.name}, image {images[index]['id']}"
+    )
+
+
+def _draw_grid(path: Path, rows: list[list[tuple]], max_side: int) -> None:
+    """Rows of (validation set, index of the image, detections, title)."""
+    crops = [
+        [_middle(validation.load(index)[0].shape, max_side) for validation, index, *_ in row]
+        for row in rows
+    ]
+    aspects = [[(x2 - x1) / (y2 - y1) for x1, y1, x2, y2 in row] for row in crops]
     width = 13.0
+    heights = [width / sum(row) for row in aspects]
     figure, axes = plt.subplots(
-        rows,
-        columns,
-        figsize=(width, rows * (width / sum(aspect) + 0.25) + 0.4),
+        len(rows),
+        len(rows[0]),
+        figsize=(width, sum(heights) + 0.25 * len(rows) + 0.4),
         dpi=100,
-        width_ratios=aspect,
+        width_ratios=aspects[0],
+        height_ratios=heights,
         squeeze=False,
         layout="constrained",
     )
     for axis in axes.ravel():
         axis.axis("off")
-    for axis, (validation, index, results), crop in zip(axes.ravel(), panels, crops, strict=False):
-        _draw_image(axis, validation, index, results, crop)
+    for row, row_axes, row_crops in zip(rows, axes, crops, strict=True):
+        for (validation, index, results, title), axis, crop in zip(
+            row, row_axes, row_crops, strict=False
+        ):
+            _draw_image(axis, validation, index, results, crop)
+            axis.set_title(title)
     handles = [Rectangle((0, 0), 1, 1, **style) for style in (TRUTH, DETECTION)]
     names = ["ground truth", f"detection, score ≥ {SCORE_THRESHOLD}"]
     figure.legend(handles, names, loc="outside upper center", ncols=2, fontsize=12, frameon=False)
     figure.savefig(path, pil_kwargs={"quality": 85})
     plt.close(figure)
+
+
+def _running_mean(values: list[float]) -> tuple[int, np.ndarray, np.ndarray]:
+    """Over how many steps, the steps at which it ends, and the mean."""
+    width = max(1, len(values) // 20)
+    mean = np.convolve(values, np.ones(width) / width, mode="valid")
+    return width, np.arange(width, len(values) + 1), mean
 
 
 def _draw_image(
@@ -111,11 +170,9 @@ def _draw_image(
                     bbox={"facecolor": VERMILION, "edgecolor": "none", "pad": 1},
                 )
     axis.set(xlim=(crop[0] - 0.5, crop[2] - 0.5), ylim=(crop[3] - 0.5, crop[1] - 0.5))
-    single = len(validation.ground_truth["images"]) == 1
-    axis.set_title(validation.name if single else f"{validation.name}, image {image_id}")
 
 
-def _middle(shape: tuple[int, ...]) -> tuple[int, int, int, int]:
+def _middle(shape: tuple[int, ...], max_side: int) -> tuple[int, int, int, int]:
     height, width = shape[:2]
-    x, y = max(0, (width - MAX_SIDE) // 2), max(0, (height - MAX_SIDE) // 2)
-    return x, y, min(width, x + MAX_SIDE), min(height, y + MAX_SIDE)
+    x, y = max(0, (width - max_side) // 2), max(0, (height - max_side) // 2)
+    return x, y, min(width, x + max_side), min(height, y + max_side)

@@ -1,0 +1,26 @@
+"""Generalized Focal Loss in mmdet's form, for small objects."""
+
+model = dict(
+    type="GFL",
+    bbox_head=dict(
+        type="GFLHead",
+        num_classes=10,
+        anchor_generator=dict(
+            type="AnchorGenerator",
+            octave_base_scale=4,
+            scales_per_octave=1,
+            ratios=[1.0],
+            strides=[4, 8],
+        ),
+        loss_cls=dict(type="QualityFocalLoss", use_sigmoid=True, beta=2.0, loss_weight=1.0),
+        loss_bbox=dict(type="GIoULoss", loss_weight=2.0),
+        loss_dfl=dict(type="DistributionFocalLoss", loss_weight=0.25),
+        reg_max=8,
+    ),
+    train_cfg=dict(
+        assigner=dict(type="ATSSAssigner", topk=9),
+        allowed_border=-1,
+        pos_weight=-1,
+        debug=False,
+    ),
+)
