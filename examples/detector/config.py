@@ -158,7 +158,7 @@ def new_run_folder(name: str) -> Path:
 
 def newest_run_folder() -> Path:
     """The run under runs/ that was started last."""
-    configs = sorted(RUNS.glob("*/config.json"), key=lambda path: path.stat().st_mtime)
+    configs = sorted(RUNS.rglob("config.json"), key=lambda path: path.stat().st_mtime)
     if not configs:
         raise ConfigError(f"--resume: no run in {RUNS}/")
     return configs[-1].parent
