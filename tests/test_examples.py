@@ -11,6 +11,7 @@ from visdet_jax import FocalLoss, GIoULoss
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
+import head_cost
 import lookup
 import mmdet_configs
 import vmap_losses
@@ -71,3 +72,12 @@ def test_mmdet_configs(capsys):
             if (detector, name) != ("gfl", "loss_cls"):  # whose targets rise with the IoU
                 assert history[-1][name] < history[0][name], (detector, name)
         assert sum(history[-1].values()) < sum(history[0].values())
+
+
+def test_head_cost(capsys):
+    """A row of the table; the whole script runs each head in a process of its own."""
+    (row,) = head_cost.main(["--head", "FCOS", "--quick", "--batch", "1"]).values()
+    assert set(row) == set(head_cost.COLUMNS)
+    assert row["priors"] == 238
+    assert all(value > 0 for value in row.values())
+    assert "238" in head_cost.format_table({"FCOS": row})
