@@ -142,7 +142,10 @@ class Registry(Mapping[str, type]):
             classes = [k for k in alternatives(kind) if isinstance(k, type)]
             for base, registry in self.parts.items():
                 if any(issubclass(cls, base) for cls in classes):
-                    return registry.build(value)
+                    try:
+                        return registry.build(value)
+                    except (TypeError, ValueError) as error:
+                        raise type(error)(f"{where}: {error}") from error
         return _plain(where, value, kind)
 
 
