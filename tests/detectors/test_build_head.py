@@ -505,7 +505,7 @@ def test_outputs_are_head_outputs():
 
 def test_an_error_in_a_nested_config_names_its_place():
     config = {**FCOS, "loss_cls": {"type": "FocaLoss"}}
-    with pytest.raises(ValueError, match="FCOSHead: loss_cls: No loss is called 'FocaLoss'. Did"):
+    with pytest.raises(ValueError, match="FCOSHead: loss_cls: No loss is called 'FocaLoss'"):
         build_head(config)
     config = {**RETINA, "bbox_coder": {"type": "DeltaXYWHBBoxCoder", "stds": [1, 1, 1, 1]}}
     with pytest.raises(ValueError, match="RetinaHead: bbox_coder: DeltaXYWHBBoxCoder has no key"):
