@@ -89,3 +89,15 @@ def test_vmap_with_an_axis_name(name, x64):
     losses = jax.jit(jax.vmap(loss, axis_name="data"))(*parts)
     (_, expected), _ = on_one_device(name)
     close(jax.tree.map(lambda x: x.mean(), losses), expected)
+
+
+@every_head
+def test_float32_stays_float32_where_x64_is_on(name, x64):
+    head = ROWS[name].head()
+    images = (outputs_for(head), *boxes_for((3, 1), 4))
+    parts = jax.tree.map(lambda x: x[:, None], images)
+    for axis_name, batch in ((None, images), ("data", parts)):
+        loss = functools.partial(head.loss, axis_name=axis_name)
+        mapped = loss if axis_name is None else jax.vmap(loss, axis_name=axis_name)
+        for value in jax.eval_shape(mapped, *batch).values():
+            assert value.dtype == np.float32

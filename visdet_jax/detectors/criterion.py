@@ -5,7 +5,6 @@ import operator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from visdet_jax.module import StatefulLoss
@@ -35,7 +34,7 @@ class Criterion:
         """
         loss, values = getattr(self.head, name), []
         if self.axis_name is not None:
-            avg_factor = (avg_factor + AVG_FACTOR_EPS) / reduce_sum(jnp.ones(()), self.axis_name)
+            avg_factor = (avg_factor + AVG_FACTOR_EPS) / jax.lax.psum(1, self.axis_name)
             avg_factor -= AVG_FACTOR_EPS  # which the loss adds
         levels = [slice(end - size, end) for size, end in zip(self.sizes, self.ends, strict=True)]
         if isinstance(pred, list):

@@ -19,7 +19,8 @@ class RetinaHead(AnchorHead):
     n, and `loss_bbox` the sum over positives, of all four coordinates, divided by n. The box loss
     gets deltas; with `reg_decoded_bbox` boxes in pixels.
 
-    `bbox_preds` are deltas (B, H, W, A · 4), as the network gives them.
+    `bbox_preds` are deltas (B, H, W, A · 4), as the network gives them. Which priors boxes below 32
+    pixels get is decided by rounding, in mmdet too: see `max_iou_assign`.
     Lin et al. 2017, https://arxiv.org/abs/1708.02002; mmdet's `RetinaHead`.
     """
 
