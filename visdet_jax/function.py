@@ -1,10 +1,11 @@
 """The edge of every public function: one jit, traceable numbers, checked arrays, named errors."""
 
+import contextlib
 import functools
 import inspect
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -37,15 +38,22 @@ def jitted(function: Callable[..., Any], static: Sequence[str] = ()) -> Callable
         for name in floats & options.keys():
             if isinstance(options[name], int | float | np.number):
                 options[name] = number(options[name])
-        try:
+        with errors_named(function.__name__):
             return compiled(*args, **options)
-        except (TypeError, ValueError) as error:
-            # jax's own errors are subclasses with their own constructors and tell their own story.
-            if type(error) not in (TypeError, ValueError):
-                raise
-            raise type(error)(f"{function.__name__}: {error}") from error
 
     return call
+
+
+@contextlib.contextmanager
+def errors_named(name: str) -> Iterator[None]:
+    """Puts `name` in front of the message of a TypeError or ValueError."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        # jax's own errors are subclasses with their own constructors and tell their own story.
+        if type(error) not in (TypeError, ValueError):
+            raise
+        raise type(error)(f"{name}: {error}") from error
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:

@@ -14,7 +14,7 @@ from visdet_jax.detectors.assigner import without_padding
 from visdet_jax.detectors.criterion import Criterion
 from visdet_jax.detectors.priors import Grid, Sizes
 from visdet_jax.detectors.structures import Detections, HeadOutputs, HeadTargets, Rows
-from visdet_jax.function import check_array, check_labels, compute_dtype
+from visdet_jax.function import check_array, check_labels, compute_dtype, errors_named
 from visdet_jax.module import Config, Loss
 
 
@@ -30,12 +30,8 @@ def compiled(method: Callable[..., Any]) -> Callable[..., Any]:
             hashable = True
         except TypeError:  # a hyperparameter is being traced: some jit or vmap is around already
             hashable = False
-        try:
+        with errors_named(type(head).__name__):
             return (jitted if hashable else method)(head, *args, **options)
-        except (TypeError, ValueError) as error:
-            if type(error) not in (TypeError, ValueError):
-                raise
-            raise type(error)(f"{type(head).__name__}: {error}") from error
 
     return call
 
