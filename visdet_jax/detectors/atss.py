@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-import jax
-
 from visdet_jax.detectors.anchor_head import AnchorHead, count_positives
 from visdet_jax.detectors.registry import HEADS
 from visdet_jax.losses import CrossEntropyLoss
@@ -30,10 +28,6 @@ class ATSSHead(AnchorHead):
         super().__post_init__()
         if not self.reg_decoded_bbox:
             self.refuse("reg_decoded_bbox must be True: the box loss is of boxes")
-
-    def examples(self, rows):
-        one = jax.ShapeDtypeStruct((rows,), "float32")
-        return super().examples(rows) | {"loss_centerness": (one, one)}
 
     def compute(self, criterion, rows):
         targets, centerness = rows.targets, rows.targets.centerness

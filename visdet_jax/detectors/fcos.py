@@ -122,10 +122,6 @@ class FCOSHead(Head):
                 f"{self.regress_ranges}"
             )
 
-    def examples(self, rows):
-        one = jax.ShapeDtypeStruct((rows,), "float32")
-        return super().examples(rows) | {"loss_centerness": (one, one)}
-
     def grid(self, sizes, dtype):
         return MlvlPointGenerator(strides=self.strides).grid(sizes, dtype)
 

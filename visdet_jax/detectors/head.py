@@ -201,7 +201,11 @@ class Head(Config):
         logits = jax.ShapeDtypeStruct((rows, self.channels["cls_scores"]), np.float32)
         boxes = jax.ShapeDtypeStruct((rows, 4), np.float32)
         labels = jax.ShapeDtypeStruct((rows,), np.int32)
-        return {"loss_cls": (logits, labels), "loss_bbox": (boxes, boxes)}
+        examples = {"loss_cls": (logits, labels), "loss_bbox": (boxes, boxes)}
+        if "centernesses" in self.channels:
+            centerness = jax.ShapeDtypeStruct((rows,), np.float32)
+            examples["loss_centerness"] = (centerness, centerness)
+        return examples
 
     @property
     def num_base_priors(self) -> int:
