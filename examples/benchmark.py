@@ -1,0 +1,320 @@
+"""How fast the losses are: against the plain formula, optax and torch, in one run.
+
+    python examples/benchmark.py                  # every loss at training size
+    python examples/benchmark.py --only focal     # those whose name holds "focal"
+    python examples/benchmark.py --plot speed.png --markdown
+    python examples/benchmark.py --scaling        # 10⁴ to 10⁷ rows
+    python examples/benchmark.py --heads          # whole detectors, see head_cost.py
+
+The contenders take turns, one call each, and medians are compared. torch is one of them where it
+is installed. Columns, each for the value and for value and gradient by pred:
+
+    ms          ours
+    best        the fastest other contender
+    x           how many times faster than it ours is
+    floor       ours over the time a copy takes to move the bytes that must move: the inputs
+                read once and, for a gradient, pred written once
+    temp        memory of value and gradient beside inputs and outputs, over the size of pred
+    compile     seconds, value and gradient
+    err         relative error in float32 against float64, in units of float32's eps, of a sum over
+                predictions from -100 to 100: ours, and the other contenders' best
+"""
+
+import argparse
+import importlib.util
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from peers import CASES, Case, make_torch, torch_version
+
+import visdet_jax
+
+KINDS = ("value", "value+grad")
+
+
+@dataclass
+class Row:
+    """What was measured of one loss."""
+
+    name: str
+    times: dict[str, dict[str, float]]  # by kind, then by contender, in ms
+    floor: dict[str, float]
+    temp: float
+    compile: float
+    errors: dict[str, dict[str, float]]
+
+    def best(self, kind: str) -> tuple[str, float]:
+        """The fastest other contender and its time."""
+        others = {name: t for name, t in self.times[kind].items() if name != "ours"}
+        return min(others.items(), key=lambda item: item[1])
+
+    def ratio(self, kind: str) -> float:
+        """How many times faster than the best contender ours is."""
+        return self.best(kind)[1] / self.times[kind]["ours"]
+
+
+def jax_contenders(case: Case) -> dict[str, Callable[..., jax.Array]]:
+    """Scalar functions of jax arrays, by contender."""
+    named = {"ours": case.ours, "jnp": case.plain, "optax": case.optax}
+    return {name: function for name, function in named.items() if function is not None}
+
+
+def programs(case: Case, inputs: tuple, torch: bool) -> tuple[dict, float, float]:
+    """Calls without arguments by kind and contender; temporaries and compile time of ours."""
+    arrays = tuple(jnp.asarray(x) for x in inputs)
+    calls: dict[str, dict[str, Callable[[], Any]]] = {kind: {} for kind in KINDS}
+    temp = seconds = 0.0
+    for name, function in jax_contenders(case).items():
+        for kind, traced in zip(KINDS, (function, jax.value_and_grad(function)), strict=True):
+            started = time.perf_counter()
+            compiled = jax.jit(traced).lower(*arrays).compile()
+            if (name, kind) == ("ours", "value+grad"):
+                seconds = time.perf_counter() - started
+                temp = compiled.memory_analysis().temp_size_in_bytes / arrays[0].nbytes
+            calls[kind][name] = lambda compiled=compiled: jax.block_until_ready(compiled(*arrays))
+    if torch:
+        for name, (value, both) in make_torch(case, inputs).items():
+            calls["value"][name], calls["value+grad"][name] = value, both
+    return calls, temp, seconds
+
+
+def take_turns(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Median milliseconds of each call, all called in turn."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        call()
+        call()
+    for _ in range(repeats):
+        for name, call in calls.items():
+            time.sleep(0.003)  # so that no other's threads still wait for work
+            started = time.perf_counter()
+            call()
+            times[name].append(time.perf_counter() - started)
+    return {name: statistics.median(ts) * 1e3 for name, ts in times.items()}
+
+
+def floors(inputs: tuple, repeats: int) -> dict[str, float]:
+    """Milliseconds to move the bytes that must move, at the speed of a copy of pred."""
+    pred = jnp.asarray(inputs[0])
+    copy = jax.jit(lambda x: x + 1)
+    copying = take_turns({"copy": lambda: jax.block_until_ready(copy(pred))}, repeats)["copy"]
+    read = sum(x.nbytes for x in inputs)
+    moved = {"value": read, "value+grad": read + pred.nbytes}
+    return {kind: copying * n / (2 * pred.nbytes) for kind, n in moved.items()}
+
+
+def rounding(case: Case, scale: float, torch: bool) -> dict[str, dict[str, float]]:
+    """The error of each contender in eps, of the value and of the gradient's worst entry.
+
+    Entries below 1e-7 of the largest are compared with that.
+    """
+    inputs = case.inputs(np.random.default_rng(1), min(scale, 0.01), wide=True)
+    exact = tuple(x.astype(np.float64) if x.dtype == np.float32 else x for x in inputs)
+    with jax.enable_x64(True):
+        # The reduction that a case passes on is float32 in both.
+        right, right_gradient = jax.tree.map(
+            np.asarray, jax.jit(jax.value_and_grad(case.ours))(*map(jnp.asarray, exact))
+        )
+    errors = {}
+    calls, *_ = programs(case, inputs, torch)
+    for name, call in calls["value+grad"].items():
+        value, gradient = (np.asarray(x, np.float64) for x in call())
+        eps = np.finfo(np.float32).eps
+        scale_of = np.abs(right_gradient) + 1e-7 * np.abs(right_gradient).max()
+        errors[name] = {
+            "value": float(abs(value - right) / abs(right) / eps),
+            "value+grad": float(np.max(np.abs(gradient - right_gradient) / scale_of) / eps),
+        }
+    return errors
+
+
+def measure(case: Case, scale: float, repeats: int, torch: bool) -> Row:
+    """One row of the table."""
+    inputs = case.inputs(np.random.default_rng(0), scale)
+    calls, temp, seconds = programs(case, inputs, torch)
+    values = {name: float(call()) for name, call in calls["value"].items()}
+    for name, value in values.items():
+        if not np.isclose(value, values["ours"], rtol=1e-3):
+            raise ValueError(f"{case.name}: {name} computes something else, got {values}")
+    times = {kind: take_turns(calls[kind], repeats) for kind in KINDS}
+    errors = rounding(case, scale, torch)
+    return Row(case.name, times, floors(inputs, repeats), temp, seconds, errors)
+
+
+def table(rows: list[Row], markdown: bool) -> str:
+    """The rows, aligned or as markdown."""
+    head = ["loss"]
+    for kind in ("value", "v+g"):
+        head += [f"{kind} ms", "best", "x", "floor"]
+    head += ["temp", "compile", "err v", "err g"]
+    lines = [head]
+    for row in rows:
+        cells = [row.name]
+        for kind in KINDS:
+            name, best = row.best(kind)
+            ours = row.times[kind]["ours"]
+            cells += [
+                f"{ours:.2f}",
+                f"{name} {best:.2f}",
+                f"{row.ratio(kind):.2f}",
+                f"{ours / row.floor[kind]:.1f}",
+            ]
+        cells += [f"{row.temp:.2f}", f"{row.compile:.2f}"]
+        for kind in KINDS:
+            others = min(e[kind] for name, e in row.errors.items() if name != "ours")
+            cells.append(f"{row.errors['ours'][kind]:.2g} / {others:.2g}")
+        lines.append(cells)
+    means = [""] * len(head)
+    means[0] = "geometric mean"
+    means[3], means[7] = (f"{geometric_mean(rows, kind):.2f}" for kind in KINDS)
+    lines.append(means)
+    if markdown:
+        lines.insert(1, ["---"] * len(head))
+        return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    widths = [max(len(cells[i]) for cells in lines) for i in range(len(head))]
+    return "\n".join(
+        cells[0].ljust(widths[0])
+        + "".join(cell.rjust(w + 2) for cell, w in zip(cells[1:], widths[1:], strict=True))
+        for cells in lines
+    )
+
+
+def geometric_mean(rows: list[Row], kind: str) -> float:
+    """Of the ratios to the best contender."""
+    return statistics.geometric_mean(row.ratio(kind) for row in rows)
+
+
+def every_time(rows: list[Row]) -> str:
+    """The times of all contenders in ms, value / value and gradient."""
+    names = list(dict.fromkeys(name for row in rows for name in row.times["value"]))
+    lines = [f"{'ms, value / value+grad':<24}" + "".join(f"{name:>18}" for name in names)]
+    for row in rows:
+        cells = [" / ".join(f"{row.times[kind].get(n, np.nan):.2f}" for kind in KINDS) for n in names]
+        lines.append(f"{row.name:<24}" + "".join(f"{cell:>18}" for cell in cells))
+    return "\n".join(lines)
+
+
+def scaling(torch: bool, quick: bool) -> str:
+    """Nanoseconds a row of value and gradient, by the number of rows."""
+    sizes = (10**3, 10**4) if quick else (10**4, 10**5, 10**6, 10**7)
+    lines = [f"{'ns a row, value+grad':<24}" + "".join(f"{n:>12,}" for n in sizes)]
+    for case in CASES:
+        if not case.rows_of:
+            continue
+        cells = []
+        for n in sizes:
+            # Few classes, so that ten million rows fit.
+            inputs = case.inputs(np.random.default_rng(0), n / case.rows_of, classes=4)
+            arrays = tuple(jnp.asarray(x) for x in inputs)
+            compiled = jax.jit(jax.value_and_grad(case.ours)).lower(*arrays).compile()
+            call = {"": lambda c=compiled, a=arrays: jax.block_until_ready(c(*a))}
+            cells.append(f"{take_turns(call, 5)[''] * 1e6 / n:>12.1f}")
+        lines.append(f"{case.name:<24}" + "".join(cells))
+    return "\n".join(lines)
+
+
+def overheads() -> str:
+    """What the module call adds outside jit, and what the import adds."""
+    loss = visdet_jax.FocalLoss()
+    pred, target = jnp.zeros((8, 4)), jnp.zeros(8, jnp.int32)
+    jitted = jax.jit(lambda p, t: loss(p, t))
+
+    def microseconds(call: Callable[[], Any]) -> float:
+        call()
+        times = []
+        for _ in range(300):
+            started = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - started)
+        return statistics.median(times) * 1e6
+
+    module = microseconds(lambda: jax.block_until_ready(loss(pred, target)))
+    inside = microseconds(lambda: jax.block_until_ready(jitted(pred, target)))
+    code = "import jax, flax.nnx, time; t = time.perf_counter(); import visdet_jax; print(time.perf_counter() - t)"
+    imports = [
+        float(subprocess.run([sys.executable, "-c", code], check=True, stdout=-1, text=True).stdout)
+        for _ in range(3)
+    ]
+    return (
+        f"a module call outside jit takes {module - inside:.0f} us more than the jitted call "
+        f"({inside:.0f} us); import visdet_jax adds {statistics.median(imports):.2f} s"
+    )
+
+
+def plot(rows: list[Row], path: str, title: str) -> None:
+    """Bars of the ratios to the best contender; 1 is as fast."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(9, 0.42 * len(rows) + 1.6), layout="constrained")
+    place = np.arange(len(rows))[::-1]
+    # Two of Okabe and Ito's colours, which stay apart in every colour blindness.
+    for kind, offset, color in zip(KINDS, (0.2, -0.2), ("#0072B2", "#E69F00"), strict=True):
+        ratios = [row.ratio(kind) for row in rows]
+        label = f"{kind} (geometric mean {geometric_mean(rows, kind):.2f})"
+        axes.barh(place + offset, ratios, 0.38, color=color, label=label)
+        for y, row in zip(place + offset, rows, strict=True):
+            text = f" {row.ratio(kind):.1f}, {row.best(kind)[0]}"
+            axes.text(row.ratio(kind), y, text, va="center", fontsize=8)
+    axes.axvline(1, color="black", linewidth=1)
+    axes.set_yticks(place, [row.name for row in rows])
+    axes.set_xlabel("times faster than the best contender, which is named at the bar")
+    axes.set_title(title, fontsize=10)
+    axes.margins(x=0.15, y=0.01)
+    axes.legend(loc="lower right")
+    figure.savefig(path, dpi=130)
+
+
+def versions(torch: bool) -> str:
+    """Device, versions and date."""
+    parts = [f"{jax.devices()[0].device_kind}, jax {jax.__version__}"]
+    parts += [f"optax {importlib.metadata.version('optax')}"]
+    parts += [f"torch {torch_version()}"] if torch else ["no torch"]
+    parts += [f"Python {platform.python_version()}", time.strftime("%Y-%m-%d")]
+    return ", ".join(parts)
+
+
+def main(argv: list[str] | None = None) -> list[Row]:
+    """Prints the tables and returns the rows."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="", help="losses whose name holds this")
+    parser.add_argument("--repeats", type=int, default=21)
+    parser.add_argument("--quick", action="store_true", help="small inputs, to see that it runs")
+    parser.add_argument("--no-torch", action="store_true", help="leave torch out")
+    parser.add_argument("--scaling", action="store_true", help="cost by the number of rows")
+    parser.add_argument("--plot", metavar="PNG", help="draw the ratios")
+    parser.add_argument("--markdown", action="store_true", help="the table as the README has it")
+    options = parser.parse_args(argv)
+    torch = not options.no_torch and importlib.util.find_spec("torch") is not None
+    if options.scaling:
+        print(scaling(torch, options.quick))
+        return []
+    scale, repeats = (0.002, 1) if options.quick else (1.0, options.repeats)
+    cases = [case for case in CASES if options.only in case.name]
+    if not cases:
+        parser.error(f"no loss's name holds {options.only!r}: {', '.join(c.name for c in CASES)}")
+    rows = []
+    for case in cases:
+        rows.append(measure(case, scale, repeats, torch))
+        print(every_time(rows[-1:]).splitlines()[-1], file=sys.stderr, flush=True)
+    title = versions(torch)
+    print(title, every_time(rows), table(rows, options.markdown), overheads(), sep="\n\n")
+    if options.plot:
+        plot(rows, options.plot, title)
+    return rows
+
+
+if __name__ == "__main__":
+    main()
