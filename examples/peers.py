@@ -2,7 +2,7 @@
 
 Each case's inputs are NumPy arrays, the first of them pred; its functions take these and return
 the loss as a head calls it. `plain` is the formula transcribed to jnp, `torch` is a torch module
-away from it: the form of mmdetection, with its own one-hot targets.
+away from it: the form of mmdetection.
 """
 
 from collections.abc import Callable
@@ -115,8 +115,8 @@ def heatmap_inputs(rng, scale, wide=False):
 def box_inputs(rng, scale, wide=False, classes=None):
     n = _rows(200_000, scale)
     low = rng.uniform(0, 500, (n, 2))
-    target = np.concatenate([low, low + rng.uniform(8, 300, (n, 2))], -1)
-    pred = target + rng.normal(0, 8, (n, 4))
+    target = np.concatenate([low, low + rng.uniform(40, 300, (n, 2))], -1)
+    pred = target + rng.uniform(-15, 15, (n, 4))
     return pred.astype(np.float32), target.astype(np.float32), _weight(rng, n)
 
 
@@ -283,7 +283,7 @@ def plain_dice(x, t, weight):
 
 
 def _one_hot(torch, labels, classes):
-    return torch.nn.functional.one_hot(labels.long(), classes + 1)[:, :classes].float()
+    return (labels[:, None] == torch.arange(classes, device=labels.device)).float()
 
 
 def _torch_bce(torch, x, t):

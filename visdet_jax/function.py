@@ -13,8 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
+from visdet_jax.numerics import WholeExponent
 
-def jitted(function: Callable[..., Any], static: Sequence[str] = ()) -> Callable[..., Any]:
+
+def jitted(
+    function: Callable[..., Any], static: Sequence[str] = (), exponents: Sequence[str] = ()
+) -> Callable[..., Any]:
     """Jits `function` and puts its name in front of its errors.
 
     Parameters whose default is a string or a bool choose the formula and are static, and so are
@@ -22,8 +26,11 @@ def jitted(function: Callable[..., Any], static: Sequence[str] = ()) -> Callable
     and `jax.vmap` can sweep it.
     Python numbers given for `avg_factor` or for a parameter with a float default are handed over
     as floats of one type, so that 3, 3.0 and an array share one trace.
+    Those named in `exponents` are an exception where they are whole Python numbers up to 4: such
+    a power is a product or two, several times faster than one that may be anything.
     """
     parameters = inspect.signature(function).parameters.values()
+    powers = {p.name: p.default for p in parameters if p.name in exponents}
     chosen = [
         p.name
         for p in parameters
@@ -35,9 +42,12 @@ def jitted(function: Callable[..., Any], static: Sequence[str] = ()) -> Callable
     @functools.wraps(function)
     def call(*args: Any, **options: Any) -> Any:
         number = jax.dtypes.canonicalize_dtype(np.float64).type
+        options = powers | options
         for name in floats & options.keys():
-            if isinstance(options[name], int | float | np.number):
-                options[name] = number(options[name])
+            value = options[name]
+            if isinstance(value, int | float | np.number):
+                whole = name in powers and value in range(5)
+                options[name] = WholeExponent(int(value)) if whole else number(value)
         with errors_named(function.__name__):
             return compiled(*args, **options)
 
@@ -71,6 +81,12 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
 _BETWEEN = ("visdet_jax", "flax", "jax", "contextlib")
 
 
+def class_mask(labels: jax.Array, classes: int) -> jax.Array:
+    """Which class each label is, (..., classes) as bools; none for a label out of range."""
+    index = jnp.arange(classes, dtype=labels.dtype).reshape((1,) * labels.ndim + (classes,))
+    return jnp.expand_dims(labels, -1) == index
+
+
 def check_array(name: str, x: Any) -> None:
     """Raises a TypeError where `x` has no shape and dtype (a list, None, a string)."""
     if not (hasattr(x, "dtype") and hasattr(x, "shape")):
@@ -91,7 +107,10 @@ def compute_dtype(**arrays: Any) -> Any:
 
 def as_dtype(dtype: Any, *numbers: Any) -> Any:
     """Hyperparameters in the type that is computed in, whatever type they were given in."""
-    arrays = tuple(jnp.asarray(number).astype(dtype) for number in numbers)
+    arrays = tuple(
+        number if isinstance(number, WholeExponent) else jnp.asarray(number).astype(dtype)
+        for number in numbers
+    )
     return arrays if len(arrays) > 1 else arrays[0]
 
 

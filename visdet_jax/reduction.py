@@ -2,13 +2,14 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from visdet_jax.function import as_dtype, check_array, compute_dtype, jitted
+from visdet_jax.pointwise import pointwise
 
 REDUCTIONS = ("none", "mean", "sum")
 # The reference adds float32's eps to every avg_factor, in float64 too.
@@ -102,8 +103,10 @@ def zero_where_unweighted(x: jax.Array, weight: jax.Array) -> jax.Array:
 
 
 def weighted_loss(
-    formula: Callable[..., jax.Array],
+    formula: Callable[..., jax.Array] | None = None,
     *,
+    slope: Callable[..., jax.Array] | None = None,
+    exponents: Sequence[str] = (),
     weight_of_values: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
 ) -> Callable[..., jax.Array]:
     """Makes a loss of a formula: adds `weight`, `reduction` and `avg_factor`, and the jit.
@@ -116,6 +119,9 @@ def weighted_loss(
 
     Args:
       formula: `(pred, target, *, hyperparameters) -> values`.
+      slope: the derivative of an elementwise formula by pred, of the same arguments: see
+        `pointwise`. Without it autodiff finds the gradient.
+      exponents: hyperparameters that are powers; see `jitted`.
       weight_of_values: `(pred, weight) -> weight`, for a weight that is not given as the values'.
 
     Example:
@@ -123,18 +129,26 @@ def weighted_loss(
       ... def log_cosh_loss(pred, target):
       ...     return jnp.log(jnp.cosh(pred - target))
     """
+    if formula is None:
+        return functools.partial(
+            weighted_loss, slope=slope, exponents=exponents, weight_of_values=weight_of_values
+        )
 
     def loss(pred, target, weight=None, *, reduction="mean", avg_factor=None, **options):
         dtype = compute_dtype(pred=pred, target=target)
         pred, target = pred.astype(dtype), target.astype(dtype)
         options = {
             name: value if isinstance(value, str | bool) else as_dtype(dtype, value)
-            for name, value in options.items()
+            for name, value in (defaults | options).items()
         }
         if weight is not None:
             check_array("weight", weight)
             if weight_of_values is not None:
                 weight = weight_of_values(pred, weight)
+        if slope is not None:
+            values = _pointwise(formula, slope, pred, target, weight, options)
+            return weight_reduce_loss(values, None, reduction, avg_factor)
+        if weight is not None:
             pred = zero_where_unweighted(pred, weight)
             target = zero_where_unweighted(target, weight)
         values = formula(pred, target, **options)
@@ -142,10 +156,27 @@ def weighted_loss(
 
     common = list(inspect.signature(loss).parameters.values())[:-1]
     own = [p for p in inspect.signature(formula).parameters.values() if p.kind == p.KEYWORD_ONLY]
+    defaults = {p.name: p.default for p in own}
     functools.update_wrapper(loss, formula)
     signature = inspect.Signature(common[:3] + own + common[3:])
     loss.__signature__ = signature  # type: ignore[attr-defined]
-    return jitted(loss)
+    return jitted(loss, exponents=exponents)
+
+
+def _pointwise(formula, slope, pred, target, weight, options):
+    """The values of an elementwise formula, weighed."""
+    static = {k: v for k, v in options.items() if isinstance(v, str | bool)}
+    names = [k for k in options if k not in static]
+
+    def with_names(function):
+        return lambda pred, target, *numbers: function(
+            pred, target, **dict(zip(names, numbers, strict=True)), **static
+        )
+
+    if weight is not None:
+        weight = spread_weight(weight, pred.shape).astype(pred.dtype)
+    numbers = (options[name] for name in names)
+    return pointwise(with_names(formula), with_names(slope))(weight, pred, target, *numbers)
 
 
 def reduce_mean(x: jax.Array, axis_name: str | tuple[str, ...] | None = None) -> jax.Array:

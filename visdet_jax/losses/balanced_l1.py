@@ -11,7 +11,16 @@ from visdet_jax.reduction import weighted_loss
 from visdet_jax.registry import LOSSES
 
 
-@weighted_loss
+def _slope(pred, target, *, alpha, gamma, beta):
+    diff = pred - target
+    b = jnp.expm1(gamma / alpha)
+    v = b * jnp.minimum(jnp.abs(diff), beta) / beta
+    # Of log1p_excess(v), log(1 + v); of v (log(1 + v) - 1), log(1 + v) - 1 / (1 + v).
+    inner = jnp.log1p(v) + (beta - 1) * (jnp.log1p(v) - 1 / (1 + v))
+    return jnp.sign(diff) * jnp.where(jnp.abs(diff) < beta, alpha / beta * inner, gamma)
+
+
+@weighted_loss(slope=_slope)
 def balanced_l1_loss(pred, target, *, alpha=0.5, gamma=1.5, beta=1.0):
     """L1 whose gradient rises as a logarithm, so that small errors count for more.
 

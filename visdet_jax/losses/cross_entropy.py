@@ -8,18 +8,15 @@ import jax.numpy as jnp
 from visdet_jax.function import (
     check_labels,
     check_same_shape,
+    class_mask,
     compute_dtype,
     jitted,
     warn,
 )
 from visdet_jax.module import Loss
-from visdet_jax.numerics import bce_with_logits, softplus
-from visdet_jax.reduction import (
-    spread_weight,
-    weight_reduce_loss,
-    weight_without,
-    zero_where_unweighted,
-)
+from visdet_jax.numerics import logistic, logistic_of_slope
+from visdet_jax.pointwise import pointwise
+from visdet_jax.reduction import spread_weight, weight_reduce_loss, weight_without
 from visdet_jax.registry import LOSSES
 
 IGNORE_INDEX = -100  # torch's default
@@ -126,26 +123,43 @@ def binary_cross_entropy(
     """
     dtype = compute_dtype(pred=pred, target=target)
     pred = pred.astype(dtype)
-    ignored = (target < 0) | (target == (IGNORE_INDEX if ignore_index is None else ignore_index))
     if target.ndim == pred.ndim:
         check_same_shape(pred, target)
         target = target.astype(dtype)
     else:
         check_labels("target", target, pred.shape[:-1])
-        target = jax.nn.one_hot(target, pred.shape[-1], dtype=dtype)
-        ignored = ignored[..., None]
-    weight = weight_without(ignored, weight, pred.shape)
-    pred = zero_where_unweighted(pred, weight)
-    target = zero_where_unweighted(target, weight)
-    if class_weight is None:
-        values = bce_with_logits(pred, target)
-    else:
-        w = _class_weight(class_weight, pred.shape[-1] if pred.ndim > 1 else 1, dtype)
-        w = w.reshape((1,) * (pred.ndim - 1) + w.shape)
-        values = w * target * softplus(-pred) + (1 - target) * softplus(pred)
+        target = target[..., None]
+    ignored = (target < 0) | (target == (IGNORE_INDEX if ignore_index is None else ignore_index))
+    weight = weight_without(ignored, weight, pred.shape).astype(dtype)
+    if class_weight is not None:
+        class_weight = _class_weight(class_weight, pred.shape[-1] if pred.ndim > 1 else 1, dtype)
+        class_weight = class_weight.reshape((1,) * (pred.ndim - 1) + class_weight.shape)
+    values = _bce(weight, pred, target, class_weight)
     if avg_non_ignore and reduction == "mean" and avg_factor is None:
         avg_factor = jnp.broadcast_to(~ignored, pred.shape).sum()
-    return weight_reduce_loss(values, weight, reduction, avg_factor)
+    return weight_reduce_loss(values, None, reduction, avg_factor)
+
+
+def _shares(pred, target, class_weight):
+    """What the positive and the negative side of an entry count for."""
+    if jnp.issubdtype(target.dtype, jnp.integer):
+        target = class_mask(target[..., 0], pred.shape[-1]).astype(pred.dtype)
+    return target if class_weight is None else class_weight * target, 1 - target
+
+
+def _bce_value(pred, target, class_weight):
+    positive, negative = _shares(pred, target, class_weight)
+    _, _, tail = logistic(pred)
+    return positive * (jnp.maximum(-pred, 0) + tail) + negative * (jnp.maximum(pred, 0) + tail)
+
+
+def _bce_slope(pred, target, class_weight):
+    positive, negative = _shares(pred, target, class_weight)
+    p, not_p, _ = logistic_of_slope(pred)
+    return negative * p - positive * not_p
+
+
+_bce = pointwise(_bce_value, _bce_slope)
 
 
 @jitted
@@ -177,15 +191,12 @@ def mask_cross_entropy(
     label = label.reshape(label.shape + (1,) * (pred.ndim - 2))
     index = jnp.expand_dims(jnp.clip(label, 0, classes - 1), 1)
     own = jnp.take_along_axis(pred, index, axis=1).squeeze(1).astype(dtype)
-    weight = weight_without(label < 0, weight, pixels)
-    own = zero_where_unweighted(own, weight)
-    target = zero_where_unweighted(target.astype(dtype), weight)
-    values = bce_with_logits(own, target)
+    weight = spread_weight(weight_without(label < 0, weight, pixels), pixels).astype(dtype)
     if class_weight is not None:
-        class_weight = _class_weight(class_weight, classes, dtype)
-        values = values * _weight_of(label, class_weight)
-    values = jnp.where(label >= classes, jnp.nan, values)
-    return weight_reduce_loss(values, weight, reduction, avg_factor)
+        weight = weight * _weight_of(label, _class_weight(class_weight, classes, dtype))
+    weight = jnp.where((label >= classes) & (weight != 0), jnp.nan, weight)
+    values = _bce(weight, own, target.astype(dtype), None)
+    return weight_reduce_loss(values, None, reduction, avg_factor)
 
 
 def _class_weight(class_weight, classes, dtype):

@@ -1,24 +1,35 @@
 """Focal loss."""
 
+import functools
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 
-from visdet_jax.function import as_dtype, check_labels, check_same_shape, compute_dtype, jitted
+from visdet_jax.function import (
+    as_dtype,
+    check_labels,
+    check_same_shape,
+    class_mask,
+    compute_dtype,
+    jitted,
+)
 from visdet_jax.losses.classifier import OwnClassifier
 from visdet_jax.module import Loss
-from visdet_jax.numerics import bce_with_logits, bce_with_probs, power
-from visdet_jax.reduction import (
-    spread_weight,
-    weight_reduce_loss,
-    weight_without,
-    zero_where_unweighted,
+from visdet_jax.numerics import (
+    bce_with_probs,
+    bce_with_probs_slope,
+    logistic,
+    logistic_of_slope,
+    power,
+    power_slope,
 )
+from visdet_jax.pointwise import pointwise
+from visdet_jax.reduction import spread_weight, weight_reduce_loss, weight_without
 from visdet_jax.registry import LOSSES
 
 
-@jitted
+@functools.partial(jitted, exponents=("gamma",))
 def sigmoid_focal_loss(
     pred,
     target,
@@ -55,29 +66,71 @@ def sigmoid_focal_loss(
     gamma, alpha = as_dtype(dtype, gamma, alpha)
     if weight is not None and weight.ndim == 1 and weight.size == pred.size:
         weight = weight.reshape(pred.shape)
-    unknown = None
     if target.ndim == pred.ndim:
         check_same_shape(pred, target)
-        dense = target.astype(dtype)
+        target = target.astype(dtype)
     else:
         check_labels("target", target, pred.shape[:-1])
-        classes = pred.shape[-1]
-        dense = jax.nn.one_hot(target, classes, dtype=dtype)
-        unknown = target > classes
-        weight = weight_without((target < 0)[..., None], weight, pred.shape)
+        target = target[..., None]
+        weight = weight_without(target < 0, weight, pred.shape)
+        weight = jnp.where((target > pred.shape[-1]) & (weight != 0), jnp.nan, weight)
     if weight is not None:
-        weight = spread_weight(weight, pred.shape)
-        pred = zero_where_unweighted(pred, weight)
-        dense = zero_where_unweighted(dense, weight)
-    if activated:
-        p, not_p, bce = pred, 1 - pred, bce_with_probs(pred, dense)
-    else:
-        p, not_p, bce = jax.nn.sigmoid(pred), jax.nn.sigmoid(-pred), bce_with_logits(pred, dense)
-    miss = not_p * dense + p * (1 - dense)
-    values = (alpha * dense + (1 - alpha) * (1 - dense)) * power(miss, gamma) * bce
-    if unknown is not None:
-        values = jnp.where(unknown[..., None], jnp.nan, values)
-    return weight_reduce_loss(values, weight, reduction, avg_factor)
+        weight = spread_weight(weight, pred.shape).astype(dtype)
+    focal = _focal_of_probabilities if activated else _focal_of_logits
+    values = focal(weight, pred, target, gamma, alpha)
+    return weight_reduce_loss(values, None, reduction, avg_factor)
+
+
+def _dense(pred, target):
+    """`target` as values of pred's shape, where it is class indices (..., 1)."""
+    if jnp.issubdtype(target.dtype, jnp.integer):
+        return class_mask(target[..., 0], pred.shape[-1]).astype(pred.dtype)
+    return target
+
+
+def _share(t, alpha):
+    return alpha * t + (1 - alpha) * (1 - t)
+
+
+def _value(pred, target, gamma, alpha):
+    t = _dense(pred, target)
+    p, not_p, tail = logistic(pred)
+    miss = not_p * t + p * (1 - t)
+    # max(x, 0) - t x is an exact 0 for a hard target on its own side: small losses keep their
+    # digits.
+    bce = (jnp.maximum(pred, 0) - t * pred) + tail
+    return _share(t, alpha) * power(miss, gamma) * bce
+
+
+def _slope(pred, target, gamma, alpha):
+    t = _dense(pred, target)
+    p, not_p, tail = logistic_of_slope(pred)
+    miss = not_p * t + p * (1 - t)
+    bce = (jnp.maximum(pred, 0) - t * pred) + tail
+    of_bce = p * (1 - t) - not_p * t
+    of_miss = (1 - 2 * t) * p * not_p
+    return _share(t, alpha) * (
+        power(miss, gamma) * of_bce + power_slope(miss, gamma) * of_miss * bce
+    )
+
+
+def _value_of_probabilities(pred, target, gamma, alpha):
+    t = _dense(pred, target)
+    miss = (1 - pred) * t + pred * (1 - t)
+    return _share(t, alpha) * power(miss, gamma) * bce_with_probs(pred, t)
+
+
+def _slope_of_probabilities(pred, target, gamma, alpha):
+    t = _dense(pred, target)
+    miss = (1 - pred) * t + pred * (1 - t)
+    return _share(t, alpha) * (
+        power(miss, gamma) * bce_with_probs_slope(pred, t)
+        + power_slope(miss, gamma) * (1 - 2 * t) * bce_with_probs(pred, t)
+    )
+
+
+_focal_of_logits = pointwise(_value, _slope)
+_focal_of_probabilities = pointwise(_value_of_probabilities, _slope_of_probabilities)
 
 
 @LOSSES.register_module()

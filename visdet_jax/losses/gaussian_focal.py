@@ -1,30 +1,56 @@
 """Focal loss of heatmaps whose peaks are Gaussians."""
 
+import functools
 from dataclasses import dataclass
 
 import jax.numpy as jnp
 
 from visdet_jax.function import as_dtype, check_labels, check_same_shape, compute_dtype, jitted
 from visdet_jax.module import Loss
-from visdet_jax.numerics import power
+from visdet_jax.numerics import power, power_slope
+from visdet_jax.pointwise import pointwise
 from visdet_jax.reduction import weight_reduce_loss, weighted_loss
 from visdet_jax.registry import LOSSES
 
 LOG_EPS = 1e-12  # the reference's, inside the logs
 
 
-def _positive_values(pred, alpha):
+def _rest(pred):
+    # The select keeps XLA from folding (1 - pred) + 1e-12 into (1 + 1e-12) - pred, which is
+    # log 0 = -inf at pred = 1 in float32; it also says NaN for what is no probability.
+    return jnp.where(pred > 1, jnp.nan, 1 - pred)
+
+
+def _positive(pred, alpha):
     return -jnp.log(pred + LOG_EPS) * power(1 - pred, alpha)
 
 
-def _negative_values(pred, target, alpha, gamma):
-    # The select keeps XLA from folding (1 - pred) + 1e-12 into (1 + 1e-12) - pred, which is
-    # log 0 = -inf at pred = 1 in float32; it also says NaN for what is no probability.
-    rest = jnp.where(pred > 1, jnp.nan, 1 - pred)
-    return -jnp.log(rest + LOG_EPS) * power(pred, alpha) * power(1 - target, gamma)
+def _positive_slope(pred, alpha):
+    rest = 1 - pred
+    inside = pred + LOG_EPS
+    return power_slope(rest, alpha) * jnp.log(inside) - power(rest, alpha) / inside
 
 
-@weighted_loss
+def _negative(pred, target, alpha, gamma):
+    return -jnp.log(_rest(pred) + LOG_EPS) * power(pred, alpha) * power(1 - target, gamma)
+
+
+def _negative_slope(pred, target, alpha, gamma):
+    inside = _rest(pred) + LOG_EPS
+    slope = power(pred, alpha) / inside - power_slope(pred, alpha) * jnp.log(inside)
+    return slope * power(1 - target, gamma)
+
+
+def _slope(pred, target, *, alpha, gamma, pos_weight, neg_weight):
+    positive = jnp.where(target == 1, _positive_slope(pred, alpha), 0)
+    return pos_weight * positive + neg_weight * _negative_slope(pred, target, alpha, gamma)
+
+
+_positive_values = pointwise(_positive, _positive_slope)
+_negative_values = pointwise(_negative, _negative_slope)
+
+
+@weighted_loss(slope=_slope, exponents=("alpha", "gamma"))
 def gaussian_focal_loss(pred, target, *, alpha=2.0, gamma=4.0, pos_weight=1.0, neg_weight=1.0):
     """Focal loss of a heatmap: peaks are positives, their surroundings mild negatives.
 
@@ -42,11 +68,11 @@ def gaussian_focal_loss(pred, target, *, alpha=2.0, gamma=4.0, pos_weight=1.0, n
     Law & Deng 2018 (CornerNet), https://arxiv.org/abs/1808.01244
     """
     check_same_shape(pred, target)
-    positive = jnp.where(target == 1, _positive_values(pred, alpha), 0)
-    return pos_weight * positive + neg_weight * _negative_values(pred, target, alpha, gamma)
+    positive = jnp.where(target == 1, _positive(pred, alpha), 0)
+    return pos_weight * positive + neg_weight * _negative(pred, target, alpha, gamma)
 
 
-@jitted
+@functools.partial(jitted, exponents=("alpha", "gamma"))
 def gaussian_focal_loss_with_pos_inds(
     pred,
     target,
@@ -88,13 +114,12 @@ def gaussian_focal_loss_with_pos_inds(
     # A row or class beyond the heatmap is read as NaN: loud, where a clamped one would be wrong.
     flat = jnp.where(pos_labels < pred.shape[1], pos_inds * pred.shape[1] + pos_labels, pred.size)
     peaks = jnp.take_along_axis(pred.reshape(-1), jnp.where(slots, flat, 0), axis=0, mode="fill")
-    peaks = jnp.where(slots, peaks, 1)
-    positive = weight_reduce_loss(_positive_values(peaks, alpha), slots, "sum")
+    positive = _positive_values(slots.astype(dtype), peaks, alpha).sum()
     if reduction == "mean" and avg_factor is None:
         positive = positive / jnp.maximum(slots.sum().astype(dtype), 1)
     elif reduction == "mean":
         positive = weight_reduce_loss(positive, None, "mean", avg_factor)
-    values = _negative_values(pred, target, alpha, gamma)
+    values = _negative_values(None, pred, target, alpha, gamma)
     negative = weight_reduce_loss(values, None, reduction, avg_factor)
     return pos_weight * positive + neg_weight * negative
 

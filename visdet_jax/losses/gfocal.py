@@ -1,5 +1,6 @@
 """Quality focal and distribution focal loss, of Generalized Focal Loss."""
 
+import functools
 from dataclasses import dataclass
 
 import jax
@@ -9,16 +10,25 @@ from visdet_jax.function import (
     as_dtype,
     check_array,
     check_same_shape,
+    class_mask,
     compute_dtype,
     jitted,
 )
 from visdet_jax.module import Loss
-from visdet_jax.numerics import absolute, bce_with_logits, bce_with_probs, power
-from visdet_jax.reduction import weight_reduce_loss, weighted_loss, zero_where_unweighted
+from visdet_jax.numerics import (
+    bce_with_probs,
+    bce_with_probs_slope,
+    logistic,
+    logistic_of_slope,
+    power,
+    power_slope,
+)
+from visdet_jax.pointwise import pointwise
+from visdet_jax.reduction import spread_weight, weight_reduce_loss, weighted_loss
 from visdet_jax.registry import LOSSES
 
 
-@jitted
+@functools.partial(jitted, exponents=("beta",))
 def quality_focal_loss(
     pred, target, weight=None, *, beta=2.0, activated=False, reduction="mean", avg_factor=None
 ):
@@ -49,23 +59,56 @@ def quality_focal_loss(
                 raise ValueError(f"{name} must have shape {pred.shape[:-1]}, got {part.shape}")
         # Labels may be floats, as in the reference: those in [0, C) are truncated.
         index = jnp.where(label < 0, -1, label).astype(jnp.int32)
-        is_class = jax.nn.one_hot(index, pred.shape[-1], dtype=bool)
-        quality = jnp.where(is_class, score.astype(dtype)[..., None], 0)
+        quality = (index[..., None], score.astype(dtype)[..., None])
     else:
         dtype = compute_dtype(pred=pred, target=target)
         check_same_shape(pred, target)
-        quality = target.astype(dtype)
+        quality = (target.astype(dtype),)
     pred, beta = pred.astype(dtype), as_dtype(dtype, beta)
     if weight is not None:
-        check_array("weight", weight)
-        pred = zero_where_unweighted(pred, weight)
-        quality = zero_where_unweighted(quality, weight)
-    if activated:
-        p, bce = pred, bce_with_probs(pred, quality)
-    else:
-        p, bce = jax.nn.sigmoid(pred), bce_with_logits(pred, quality)
-    values = (power(absolute(quality - p), beta) * bce).sum(-1)
-    return weight_reduce_loss(values, weight, reduction, avg_factor)
+        rows = spread_weight(weight, pred.shape[:-1]).astype(dtype)
+        weight = jnp.broadcast_to(rows, pred.shape[:-1])[..., None]
+    values = (_of_probabilities if activated else _of_logits)(weight, pred, beta, *quality)
+    return weight_reduce_loss(values.sum(-1), None, reduction, avg_factor)
+
+
+def _quality(pred, target, score=None):
+    """The score at each class: `target` itself, or where it is class indices (..., 1), `score`."""
+    if score is None:
+        return target
+    return jnp.where(class_mask(target[..., 0], pred.shape[-1]), score, 0)
+
+
+def _value(pred, beta, *quality):
+    q = _quality(pred, *quality)
+    p, not_p, tail = logistic(pred)
+    gap = p * (1 - q) - not_p * q  # p - q, without losing digits near 1
+    return power(jnp.abs(gap), beta) * ((jnp.maximum(pred, 0) - q * pred) + tail)
+
+
+def _slope(pred, beta, *quality):
+    q = _quality(pred, *quality)
+    p, not_p, tail = logistic_of_slope(pred)
+    gap = p * (1 - q) - not_p * q
+    bce = (jnp.maximum(pred, 0) - q * pred) + tail
+    of_gap = power_slope(jnp.abs(gap), beta) * jnp.sign(gap)
+    return power(jnp.abs(gap), beta) * gap + of_gap * p * not_p * bce
+
+
+def _value_of_probabilities(pred, beta, *quality):
+    q = _quality(pred, *quality)
+    return power(jnp.abs(q - pred), beta) * bce_with_probs(pred, q)
+
+
+def _slope_of_probabilities(pred, beta, *quality):
+    q = _quality(pred, *quality)
+    gap = jnp.abs(q - pred)
+    of_gap = power_slope(gap, beta) * jnp.sign(pred - q)
+    return power(gap, beta) * bce_with_probs_slope(pred, q) + of_gap * bce_with_probs(pred, q)
+
+
+_of_logits = pointwise(_value, _slope)
+_of_probabilities = pointwise(_value_of_probabilities, _slope_of_probabilities)
 
 
 @weighted_loss

@@ -10,7 +10,11 @@ from visdet_jax.reduction import weighted_loss
 from visdet_jax.registry import LOSSES
 
 
-@weighted_loss
+def _slope(pred, target):
+    return 2 * (pred - target)
+
+
+@weighted_loss(slope=_slope)
 def mse_loss(pred, target):
     """Squared error.
 

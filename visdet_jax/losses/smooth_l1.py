@@ -11,7 +11,15 @@ from visdet_jax.reduction import weighted_loss
 from visdet_jax.registry import LOSSES
 
 
-@weighted_loss
+def _l1_slope(pred, target):
+    return jnp.sign(pred - target)
+
+
+def _smooth_l1_slope(pred, target, *, beta):
+    return jnp.clip((pred - target) / beta, -1, 1)
+
+
+@weighted_loss(slope=_l1_slope)
 def l1_loss(pred, target):
     """Absolute error.
 
@@ -26,7 +34,7 @@ def l1_loss(pred, target):
     return absolute(pred - target)
 
 
-@weighted_loss
+@weighted_loss(slope=_smooth_l1_slope)
 def smooth_l1_loss(pred, target, *, beta=1.0):
     """L1 with a parabola at its tip: Huber's loss of delta = beta, divided by beta.
 

@@ -7,12 +7,21 @@ import jax.numpy as jnp
 
 from visdet_jax.function import check_same_shape
 from visdet_jax.module import Loss
-from visdet_jax.numerics import absolute, bce_with_logits, power
+from visdet_jax.numerics import logistic, logistic_of_slope, power, power_slope
 from visdet_jax.reduction import weighted_loss
 from visdet_jax.registry import LOSSES
 
 
-@weighted_loss
+def _slope(pred, target, *, alpha, gamma, iou_weighted):
+    p, not_p, tail = logistic_of_slope(pred)
+    gap = p * (1 - target) - not_p * target
+    bce = (jnp.maximum(pred, 0) - target * pred) + tail
+    miss, of_gap = jnp.abs(gap), jnp.sign(gap) * p * not_p
+    negative = alpha * (power(miss, gamma) * gap + power_slope(miss, gamma) * of_gap * bce)
+    return jnp.where(target > 0, (target if iou_weighted else 1) * gap, negative)
+
+
+@weighted_loss(slope=_slope, exponents=("gamma",))
 def varifocal_loss(pred, target, *, alpha=0.75, gamma=2.0, iou_weighted=True):
     """Cross entropy with an IoU as its target, less of it for easy negatives only.
 
@@ -32,10 +41,11 @@ def varifocal_loss(pred, target, *, alpha=0.75, gamma=2.0, iou_weighted=True):
     Zhang et al. 2021, https://arxiv.org/abs/2008.13367
     """
     check_same_shape(pred, target)
-    positive = target > 0
-    miss = jnp.where(positive, 0, absolute(jax.nn.sigmoid(pred) - target))
-    focal = jnp.where(positive, target if iou_weighted else 1, alpha * power(miss, gamma))
-    return focal * bce_with_logits(pred, target)
+    p, not_p, tail = logistic(pred)
+    gap = p * (1 - target) - not_p * target  # p - target, without losing digits near 1
+    negative = alpha * power(jnp.abs(gap), gamma)
+    focal = jnp.where(target > 0, target if iou_weighted else 1, negative)
+    return focal * ((jnp.maximum(pred, 0) - target * pred) + tail)
 
 
 @LOSSES.register_module()
