@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from visdet_jax.function import as_dtype, check_array, compute_dtype, jitted
-from visdet_jax.pointwise import pointwise
+from visdet_jax.closed_form import closed_form
 
 REDUCTIONS = ("none", "mean", "sum")
 # The reference adds float32's eps to every avg_factor, in float64 too.
@@ -120,7 +120,7 @@ def weighted_loss(
     Args:
       formula: `(pred, target, *, hyperparameters) -> values`.
       slope: the derivative of an elementwise formula by pred, of the same arguments: see
-        `pointwise`. Without it autodiff finds the gradient.
+        `closed_form`. Without it autodiff finds the gradient.
       exponents: hyperparameters that are powers; see `jitted`.
       weight_of_values: `(pred, weight) -> weight`, for a weight that is not given as the values'.
 
@@ -146,7 +146,7 @@ def weighted_loss(
             if weight_of_values is not None:
                 weight = weight_of_values(pred, weight)
         if slope is not None:
-            values = _pointwise(formula, slope, pred, target, weight, options)
+            values = _in_closed_form(formula, slope, pred, target, weight, options)
             return weight_reduce_loss(values, None, reduction, avg_factor)
         if weight is not None:
             pred = zero_where_unweighted(pred, weight)
@@ -163,7 +163,7 @@ def weighted_loss(
     return jitted(loss, exponents=exponents)
 
 
-def _pointwise(formula, slope, pred, target, weight, options):
+def _in_closed_form(formula, slope, pred, target, weight, options):
     """The values of an elementwise formula, weighed."""
     static = {k: v for k, v in options.items() if isinstance(v, str | bool)}
     names = [k for k in options if k not in static]
@@ -176,7 +176,7 @@ def _pointwise(formula, slope, pred, target, weight, options):
     if weight is not None:
         weight = spread_weight(weight, pred.shape).astype(pred.dtype)
     numbers = (options[name] for name in names)
-    return pointwise(with_names(formula), with_names(slope))(weight, pred, target, *numbers)
+    return closed_form(with_names(formula), with_names(slope))(weight, pred, target, *numbers)
 
 
 def reduce_mean(x: jax.Array, axis_name: str | tuple[str, ...] | None = None) -> jax.Array:

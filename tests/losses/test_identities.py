@@ -84,11 +84,13 @@ def test_quality_focal_labels_outside_are_background():
         close(v.quality_focal_loss(PRED, (np.full(16, outside), score)), background)
 
 
-def test_quality_focal_is_0_where_the_score_is_met():
-    score = jax.nn.sigmoid(PRED)
+def test_quality_focal_is_0_where_the_score_is_met(x64):
+    # In float64, since beta = 0.5 makes 1e-4 of a rounding of 1e-8.
+    pred = jnp.asarray(PRED, jnp.float64)
+    score = jax.nn.sigmoid(pred)
     value, gradient = jax.value_and_grad(
         lambda p: v.quality_focal_loss(p, score, beta=0.5, reduction="sum")
-    )(PRED)
+    )(pred)
     close(value, 0, atol=1e-5)
     close(gradient, 0)
 

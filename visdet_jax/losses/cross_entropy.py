@@ -15,9 +15,10 @@ from visdet_jax.function import (
 )
 from visdet_jax.module import Loss
 from visdet_jax.numerics import logistic, logistic_of_slope
-from visdet_jax.pointwise import pointwise
+from visdet_jax.closed_form import closed_form
 from visdet_jax.reduction import spread_weight, weight_reduce_loss, weight_without
 from visdet_jax.registry import LOSSES
+from visdet_jax.softmax import exponentials, softmax
 
 IGNORE_INDEX = -100  # torch's default
 
@@ -57,7 +58,6 @@ def cross_entropy(
     pred = pred.astype(dtype)
     classes = pred.shape[1]
     class_weight = _class_weight(class_weight, classes, dtype)
-    per_class = (1, classes) + (1,) * (pred.ndim - 2)
     rows = pred.shape[:1] + pred.shape[2:]
     if target.ndim == pred.ndim:
         check_same_shape(pred, target)
@@ -65,31 +65,51 @@ def cross_entropy(
         count = target.size
         if weight is not None:
             weight = spread_weight(weight, rows)
-            target = jnp.where(jnp.expand_dims(weight == 0, 1), 0, target)
+        if class_weight is not None:
+            target = target * class_weight.reshape((1, classes) + (1,) * (pred.ndim - 2))
+        cross_entropy_of = _ce_with_probabilities
     else:
         check_labels("target", target, rows)
         ignored = (target < 0) | (
             target == (IGNORE_INDEX if ignore_index is None else ignore_index)
         )
         count = (~ignored).sum()
-        weight = weight_without(ignored, weight, rows)
-    if weight is not None:
-        pred = jnp.where(jnp.expand_dims(weight == 0, 1), 0, pred)
-    log_p = jax.nn.log_softmax(pred, axis=1)
-    if target.ndim == pred.ndim:
+        weight = spread_weight(weight_without(ignored, weight, rows), rows).astype(dtype)
         if class_weight is not None:
-            target = target * class_weight.reshape(per_class)
-        values = -(target * log_p).sum(1)
-    else:
-        # Clamped, since an index out of range reads NaN, and 0 × NaN is NaN.
-        index = jnp.expand_dims(jnp.clip(target, 0, classes - 1), 1)
-        values = -jnp.take_along_axis(log_p, index, axis=1).squeeze(1)
-        if class_weight is not None:
-            values = values * _weight_of(target, class_weight)
-        values = jnp.where(target >= classes, jnp.nan, values)
+            weight = weight * _weight_of(target, class_weight)
+        weight = jnp.where((target >= classes) & (weight != 0), jnp.nan, weight)
+        target = jnp.expand_dims(target, 1)
+        cross_entropy_of = _ce_with_classes
+    weight = None if weight is None else weight.astype(dtype)
+    values = cross_entropy_of(weight, pred, target)
     if avg_non_ignore and reduction == "mean" and avg_factor is None:
         avg_factor = count
-    return weight_reduce_loss(values, weight, reduction, avg_factor)
+    return weight_reduce_loss(values, None, reduction, avg_factor)
+
+
+def _value_with_classes(pred, target):
+    m, _, total = exponentials(pred, axis=1)
+    # Clamped, since an index out of range reads NaN, and 0 × NaN is NaN.
+    index = jnp.clip(target, 0, pred.shape[1] - 1)
+    return (jnp.log(total) - (jnp.take_along_axis(pred, index, axis=1) - m)).squeeze(1)
+
+
+def _slope_with_classes(pred, target):
+    own = jnp.moveaxis(class_mask(target.squeeze(1), pred.shape[1]), -1, 1)
+    return softmax(pred, axis=1) - own.astype(pred.dtype)
+
+
+def _value_with_probabilities(pred, target):
+    m, _, total = exponentials(pred, axis=1)
+    return (target * (jnp.log(total) - (pred - m))).sum(1)
+
+
+def _slope_with_probabilities(pred, target):
+    return softmax(pred, axis=1) * target.sum(1, keepdims=True) - target
+
+
+_ce_with_classes = closed_form(_value_with_classes, _slope_with_classes, axis=1)
+_ce_with_probabilities = closed_form(_value_with_probabilities, _slope_with_probabilities, axis=1)
 
 
 @jitted
@@ -159,7 +179,7 @@ def _bce_slope(pred, target, class_weight):
     return negative * p - positive * not_p
 
 
-_bce = pointwise(_bce_value, _bce_slope)
+_bce = closed_form(_bce_value, _bce_slope)
 
 
 @jitted

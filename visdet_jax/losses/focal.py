@@ -24,7 +24,7 @@ from visdet_jax.numerics import (
     power,
     power_slope,
 )
-from visdet_jax.pointwise import pointwise
+from visdet_jax.closed_form import closed_form
 from visdet_jax.reduction import spread_weight, weight_reduce_loss, weight_without
 from visdet_jax.registry import LOSSES
 
@@ -129,8 +129,8 @@ def _slope_of_probabilities(pred, target, gamma, alpha):
     )
 
 
-_focal_of_logits = pointwise(_value, _slope)
-_focal_of_probabilities = pointwise(_value_of_probabilities, _slope_of_probabilities)
+_focal_of_logits = closed_form(_value, _slope)
+_focal_of_probabilities = closed_form(_value_of_probabilities, _slope_of_probabilities)
 
 
 @LOSSES.register_module()

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from visdet_jax.function import as_dtype, check_labels, check_same_shape, compute_dtype, jitted
 from visdet_jax.module import Loss
 from visdet_jax.numerics import power, power_slope
-from visdet_jax.pointwise import pointwise
+from visdet_jax.closed_form import closed_form
 from visdet_jax.reduction import weight_reduce_loss, weighted_loss
 from visdet_jax.registry import LOSSES
 
@@ -46,8 +46,8 @@ def _slope(pred, target, *, alpha, gamma, pos_weight, neg_weight):
     return pos_weight * positive + neg_weight * _negative_slope(pred, target, alpha, gamma)
 
 
-_positive_values = pointwise(_positive, _positive_slope)
-_negative_values = pointwise(_negative, _negative_slope)
+_positive_values = closed_form(_positive, _positive_slope)
+_negative_values = closed_form(_negative, _negative_slope)
 
 
 @weighted_loss(slope=_slope, exponents=("alpha", "gamma"))

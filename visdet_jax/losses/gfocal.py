@@ -23,9 +23,10 @@ from visdet_jax.numerics import (
     power,
     power_slope,
 )
-from visdet_jax.pointwise import pointwise
-from visdet_jax.reduction import spread_weight, weight_reduce_loss, weighted_loss
+from visdet_jax.closed_form import closed_form
+from visdet_jax.reduction import spread_weight, weight_reduce_loss, weight_without
 from visdet_jax.registry import LOSSES
+from visdet_jax.softmax import exponentials, softmax
 
 
 @functools.partial(jitted, exponents=("beta",))
@@ -107,12 +108,12 @@ def _slope_of_probabilities(pred, beta, *quality):
     return power(gap, beta) * bce_with_probs_slope(pred, q) + of_gap * bce_with_probs(pred, q)
 
 
-_of_logits = pointwise(_value, _slope)
-_of_probabilities = pointwise(_value_of_probabilities, _slope_of_probabilities)
+_of_logits = closed_form(_value, _slope)
+_of_probabilities = closed_form(_value_of_probabilities, _slope_of_probabilities)
 
 
-@weighted_loss
-def distribution_focal_loss(pred, target):
+@jitted
+def distribution_focal_loss(pred, target, weight=None, *, reduction="mean", avg_factor=None):
     """Cross entropy with the two bins around a continuous target, by their nearness.
 
     (right - target) CE(pred, left) + (target - left) CE(pred, right), left = trunc(target),
@@ -127,21 +128,36 @@ def distribution_focal_loss(pred, target):
     Raises: ValueError where shapes do not fit.
     Li et al. 2020, https://arxiv.org/abs/2006.04388
     """
+    dtype = compute_dtype(pred=pred, target=target)
+    pred, target = pred.astype(dtype), target.astype(dtype)
     if target.shape != pred.shape[:-1]:
         raise ValueError(f"target must have shape {pred.shape[:-1]}, got {target.shape}")
-    top = pred.shape[-1] - 1
-    ignored = target <= -1
-    pred = jnp.where(ignored[..., None], 0, pred)
-    target = jnp.where(ignored, 0, target)
+    weight = weight_without(target <= -1, weight, target.shape)
+    weight = jnp.where((target > pred.shape[-1] - 1) & (weight != 0), jnp.nan, weight)
+    values = _distribution_focal(weight.astype(dtype), pred, target[..., None])
+    return weight_reduce_loss(values, None, reduction, avg_factor)
+
+
+def _distribution_value(pred, target):
+    m, _, total = exponentials(pred, axis=-1)
     left = jnp.trunc(jax.lax.stop_gradient(target))
-    right_share = target - left
-    # Shares by compares over the bins: three times faster backwards than two gathers.
-    bins = jax.lax.broadcasted_iota(pred.dtype, pred.shape, pred.ndim - 1)
-    left, right_share = left[..., None], right_share[..., None]
-    share = jnp.where(bins == left, 1 - right_share, jnp.where(bins == left + 1, right_share, 0))
-    values = -(share * jax.nn.log_softmax(pred, axis=-1)).sum(-1)
-    values = jnp.where(target > top, jnp.nan, values)
-    return jnp.where(ignored, 0, values)
+    # Clamped: at the last bin the right share is 0.
+    bins = (jnp.clip(left + i, 0, pred.shape[-1] - 1).astype(jnp.int32) for i in range(2))
+    at_left, at_right = (jnp.take_along_axis(pred, i, axis=-1) - m for i in bins)
+    share = target - left
+    return (jnp.log(total) - ((1 - share) * at_left + share * at_right)).squeeze(-1)
+
+
+def _distribution_slope(pred, target):
+    # The shares of all bins as a hat around the target: compares of bins take twice the time.
+    bins = jnp.arange(pred.shape[-1], dtype=pred.dtype).reshape((1,) * (pred.ndim - 1) + (-1,))
+    hat = jnp.maximum(1 - jnp.abs(bins - jnp.maximum(target, 0)), 0)
+    # Below 0, where the formula extrapolates: 1 - target and target.
+    beyond = jnp.where(bins == 0, -1, jnp.where(bins == 1, 1, 0)).astype(pred.dtype)
+    return softmax(pred, axis=-1) - (hat + jnp.minimum(target, 0) * beyond)
+
+
+_distribution_focal = closed_form(_distribution_value, _distribution_slope, axis=-1)
 
 
 @LOSSES.register_module()

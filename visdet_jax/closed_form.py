@@ -1,4 +1,4 @@
-"""Elementwise losses whose slope by pred is known: nothing kept for the backward pass, no NaN read.
+"""Losses whose slope by pred is known: nothing kept for the backward pass, no NaN read.
 
 Autodiff of such a loss keeps three to four arrays of pred's size between the value and its
 gradient, and has to hide padding from the formula on its inputs, which costs a pass over them.
@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
 
-def pointwise(
-    value: Callable[..., jax.Array], slope: Callable[..., jax.Array]
+def closed_form(
+    value: Callable[..., jax.Array], slope: Callable[..., jax.Array], axis: int | None = None
 ) -> Callable[..., jax.Array]:
     """Makes `(weight, pred, *others) -> weight · value(pred, *others)` of a formula and its slope.
 
@@ -24,28 +24,33 @@ def pointwise(
     and by the weight, are left to autodiff.
 
     Args:
-      value: (pred, *others) -> values of pred's shape; others broadcast against pred: arrays
-        of as many axes, numbers, integers.
-      slope: its derivative by pred, of the same arguments. Where it spells what both need as
-        `value` does, XLA computes that once and keeps it; spelt otherwise, it keeps nothing.
-    Returns: a function of the weight (None, or as many axes as pred's), pred and the others.
+      value: (pred, *others) -> values of pred's shape, or without its `axis`. Others broadcast
+        against pred: arrays of as many axes, numbers, integers.
+      slope: its derivative by pred, of the same arguments and of pred's shape. Where it spells
+        what both need as `value` does, XLA computes that once and keeps it; spelt otherwise, it
+        keeps nothing.
+      axis: of pred, which the value has summed.
+    Returns: a function of the weight (None, or one that broadcasts against the values, with as
+      many axes), pred and the others.
     """
-    weighed = jax.custom_jvp(functools.partial(_weighed, value))
-    weighed_slope = jax.custom_jvp(functools.partial(_weighed, slope))
+    weighed = jax.custom_jvp(functools.partial(_weighed, value, None))
+    weighed_slope = jax.custom_jvp(functools.partial(_weighed, slope, axis))
 
     def weighed_jvp(primals, tangents):
         weight, pred, *others = primals
         d_weight, d_pred, *d_others = tangents
         out = weighed(*primals)
-        tangent = _tangent(functools.partial(_unread, value), primals, (d_weight, None, *d_others))
+        unread = functools.partial(_unread, value, axis, None)
+        tangent = _tangent(unread, primals, (d_weight, None, *d_others))
         if not isinstance(d_pred, SymbolicZero):
             own = weighed_slope(*primals) * d_pred
+            own = own if axis is None else own.sum(axis)
             tangent = own if tangent is None else tangent + own
         return out, jnp.zeros_like(out) if tangent is None else tangent
 
     def weighed_slope_jvp(primals, tangents):
         out = weighed_slope(*primals)
-        tangent = _tangent(functools.partial(_unread, slope), primals, tangents)
+        tangent = _tangent(functools.partial(_unread, slope, axis, axis), primals, tangents)
         return out, jnp.zeros_like(out) if tangent is None else tangent
 
     weighed.defjvp(weighed_jvp, symbolic_zeros=True)
@@ -53,23 +58,31 @@ def pointwise(
     return weighed
 
 
-def _weighed(formula, weight, pred, *others):
+def _weighed(formula, axis, weight, pred, *others):
     """The weight on the outside: for a formula whose derivative is not autodiff's."""
     result = formula(pred, *others)
-    # A select either way: XLA's CPU backend gives a sum of anything else to a library that has
-    # no compares, with up to four arrays of pred's size to feed it, four times slower.
-    if weight is None:
-        return jnp.where(jnp.isnan(pred), jnp.nan, result)
-    return jnp.where(weight == 0, 0, result * weight)
+    if weight is not None:
+        weight = _along(weight, axis)
+        return jnp.where(weight == 0, 0, result * weight)
+    # A select here too: XLA's CPU backend gives a sum of anything else to a library that has no
+    # compares, with up to four arrays of pred's size to feed it, four times slower.
+    return jnp.where(jnp.isnan(pred), jnp.nan, result) if result.shape == pred.shape else result
 
 
-def _unread(formula, weight, pred, *others):
+def _unread(formula, axis, result_axis, weight, pred, *others):
     """The weight on the inputs: what autodiff reads is 0 where the weight is."""
     if weight is None:
         return formula(pred, *others)
-    read = weight != 0
-    pred, others = jax.tree.map(lambda x: jnp.where(read, x, 0) if jnp.ndim(x) else x, (pred, others))
-    return jnp.where(read, formula(pred, *others) * weight, 0)
+    read = _along(weight, axis) != 0
+    pred, others = jax.tree.map(
+        lambda x: jnp.where(read, x, 0) if jnp.ndim(x) else x, (pred, others)
+    )
+    weight = _along(weight, result_axis)
+    return jnp.where(weight != 0, formula(pred, *others) * weight, 0)
+
+
+def _along(weight, axis):
+    return weight if axis is None else jnp.expand_dims(weight, axis)
 
 
 def _tangent(function: Callable[..., Any], primals: Any, tangents: Any) -> jax.Array | None:
