@@ -4,7 +4,6 @@
     python examples/benchmark.py --only focal     # those whose name holds "focal"
     python examples/benchmark.py --plot speed.png --markdown
     python examples/benchmark.py --scaling        # 10⁴ to 10⁷ rows
-    python examples/benchmark.py --heads          # whole detectors, see head_cost.py
 
 The contenders take turns, one call each, and medians are compared. torch is one of them where it
 is installed. Columns, each for the value and for value and gradient by pred:
@@ -21,7 +20,10 @@ is installed. Columns, each for the value and for value and gradient by pred:
 """
 
 import argparse
+import functools
+import importlib.metadata
 import importlib.util
+import os
 import platform
 import statistics
 import subprocess
@@ -38,7 +40,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from peers import CASES, Case, make_torch, torch_version
+from peers import CASES, Case, TorchWorker, seconds_of_second
 
 import visdet_jax
 
@@ -72,51 +74,64 @@ def jax_contenders(case: Case) -> dict[str, Callable[..., jax.Array]]:
     return {name: function for name, function in named.items() if function is not None}
 
 
-def programs(case: Case, inputs: tuple, torch: bool) -> tuple[dict, float, float]:
-    """Calls without arguments by kind and contender; temporaries and compile time of ours."""
-    arrays = tuple(jnp.asarray(x) for x in inputs)
-    calls: dict[str, dict[str, Callable[[], Any]]] = {kind: {} for kind in KINDS}
-    temp = seconds = 0.0
-    for name, function in jax_contenders(case).items():
-        for kind, traced in zip(KINDS, (function, jax.value_and_grad(function)), strict=True):
-            started = time.perf_counter()
-            compiled = jax.jit(traced).lower(*arrays).compile()
-            if (name, kind) == ("ours", "value+grad"):
-                seconds = time.perf_counter() - started
-                temp = compiled.memory_analysis().temp_size_in_bytes / arrays[0].nbytes
-            calls[kind][name] = lambda compiled=compiled: jax.block_until_ready(compiled(*arrays))
-    if torch:
-        for name, (value, both) in make_torch(case, inputs).items():
-            calls["value"][name], calls["value+grad"][name] = value, both
-    return calls, temp, seconds
+class Contenders:
+    """All contenders for one case on the same inputs, compiled."""
+
+    def __init__(self, case: Case, inputs: tuple, torch: TorchWorker | None) -> None:
+        arrays = tuple(jnp.asarray(x) for x in inputs)
+        self.calls: dict[tuple[str, str], Callable[[], Any]] = {}
+        self.torch = torch
+        for name, function in jax_contenders(case).items():
+            for kind, traced in zip(KINDS, (function, jax.value_and_grad(function)), strict=True):
+                started = time.perf_counter()
+                compiled = jax.jit(traced).lower(*arrays).compile()
+                if (name, kind) == ("ours", "value+grad"):
+                    self.compile_seconds = time.perf_counter() - started
+                    self.temp = compiled.memory_analysis().temp_size_in_bytes / arrays[0].nbytes
+                self.calls[name, kind] = functools.partial(_call, compiled, arrays)
+        self.names = [name for name, kind in self.calls if kind == "value"]
+        if torch is not None:
+            torch.prepare(case, inputs)
+            self.names += torch.NAMES
+
+    def result(self, name: str, kind: str) -> Any:
+        """What a contender computes."""
+        call = self.calls.get((name, kind))
+        return call() if call else self.torch.result(name, kind)
+
+    def milliseconds(self, kind: str, repeats: int) -> dict[str, float]:
+        """The median of each contender, all called in turn."""
+        for name in self.names:
+            self.result(name, kind)
+        times: dict[str, list[float]] = {name: [] for name in self.names}
+        for _ in range(repeats):
+            for name in self.names:
+                call = self.calls.get((name, kind))
+                taken = seconds_of_second(call) if call else self.torch.seconds(name, kind)
+                times[name].append(taken)
+        return {name: statistics.median(ts) * 1e3 for name, ts in times.items()}
 
 
-def take_turns(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median milliseconds of each call, all called in turn."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for call in calls.values():
-        call()
-        call()
-    for _ in range(repeats):
-        for name, call in calls.items():
-            time.sleep(0.003)  # so that no other's threads still wait for work
-            started = time.perf_counter()
-            call()
-            times[name].append(time.perf_counter() - started)
-    return {name: statistics.median(ts) * 1e3 for name, ts in times.items()}
+def _call(compiled, arrays):
+    return jax.block_until_ready(compiled(*arrays))
+
+
+def median_milliseconds(call: Callable[[], Any], repeats: int) -> float:
+    """Of one call alone."""
+    return statistics.median(seconds_of_second(call) for _ in range(repeats)) * 1e3
 
 
 def floors(inputs: tuple, repeats: int) -> dict[str, float]:
     """Milliseconds to move the bytes that must move, at the speed of a copy of pred."""
     pred = jnp.asarray(inputs[0])
     copy = jax.jit(lambda x: x + 1)
-    copying = take_turns({"copy": lambda: jax.block_until_ready(copy(pred))}, repeats)["copy"]
+    copying = median_milliseconds(lambda: jax.block_until_ready(copy(pred)), repeats)
     read = sum(x.nbytes for x in inputs)
     moved = {"value": read, "value+grad": read + pred.nbytes}
     return {kind: copying * n / (2 * pred.nbytes) for kind, n in moved.items()}
 
 
-def rounding(case: Case, scale: float, torch: bool) -> dict[str, dict[str, float]]:
+def rounding(case: Case, scale: float, torch: TorchWorker | None) -> dict[str, dict[str, float]]:
     """The error of each contender in eps, of the value and of the gradient's worst entry.
 
     Entries below 1e-7 of the largest are compared with that.
@@ -129,9 +144,10 @@ def rounding(case: Case, scale: float, torch: bool) -> dict[str, dict[str, float
             np.asarray, jax.jit(jax.value_and_grad(case.ours))(*map(jnp.asarray, exact))
         )
     errors = {}
-    calls, *_ = programs(case, inputs, torch)
-    for name, call in calls["value+grad"].items():
-        value, gradient = (np.asarray(x, np.float64) for x in call())
+    contenders = Contenders(case, inputs, torch)
+    for name in contenders.names:
+        result = contenders.result(name, "value+grad")
+        value, gradient = (np.asarray(x, np.float64) for x in result)
         eps = np.finfo(np.float32).eps
         scale_of = np.abs(right_gradient) + 1e-7 * np.abs(right_gradient).max()
         errors[name] = {
@@ -141,15 +157,15 @@ def rounding(case: Case, scale: float, torch: bool) -> dict[str, dict[str, float
     return errors
 
 
-def measure(case: Case, scale: float, repeats: int, torch: bool) -> Row:
+def measure(case: Case, scale: float, repeats: int, torch: TorchWorker | None) -> Row:
     """One row of the table."""
     inputs = case.inputs(np.random.default_rng(0), scale)
-    calls, temp, seconds = programs(case, inputs, torch)
-    values = {name: float(call()) for name, call in calls["value"].items()}
-    for name, value in values.items():
-        if not np.isclose(value, values["ours"], rtol=1e-3):
-            raise ValueError(f"{case.name}: {name} computes something else, got {values}")
-    times = {kind: take_turns(calls[kind], repeats) for kind in KINDS}
+    contenders = Contenders(case, inputs, torch)
+    values = {name: float(contenders.result(name, "value")) for name in contenders.names}
+    if not np.allclose(list(values.values()), values["ours"], rtol=1e-3):
+        raise ValueError(f"{case.name}: not the same is computed, got {values}")
+    times = {kind: contenders.milliseconds(kind, repeats) for kind in KINDS}
+    temp, seconds = contenders.temp, contenders.compile_seconds
     errors = rounding(case, scale, torch)
     return Row(case.name, times, floors(inputs, repeats), temp, seconds, errors)
 
@@ -202,12 +218,14 @@ def every_time(rows: list[Row]) -> str:
     names = list(dict.fromkeys(name for row in rows for name in row.times["value"]))
     lines = [f"{'ms, value / value+grad':<24}" + "".join(f"{name:>18}" for name in names)]
     for row in rows:
-        cells = [" / ".join(f"{row.times[kind].get(n, np.nan):.2f}" for kind in KINDS) for n in names]
+        cells = [
+            " / ".join(f"{row.times[kind].get(n, np.nan):.2f}" for kind in KINDS) for n in names
+        ]
         lines.append(f"{row.name:<24}" + "".join(f"{cell:>18}" for cell in cells))
     return "\n".join(lines)
 
 
-def scaling(torch: bool, quick: bool) -> str:
+def scaling(quick: bool) -> str:
     """Nanoseconds a row of value and gradient, by the number of rows."""
     sizes = (10**3, 10**4) if quick else (10**4, 10**5, 10**6, 10**7)
     lines = [f"{'ns a row, value+grad':<24}" + "".join(f"{n:>12,}" for n in sizes)]
@@ -220,8 +238,8 @@ def scaling(torch: bool, quick: bool) -> str:
             inputs = case.inputs(np.random.default_rng(0), n / case.rows_of, classes=4)
             arrays = tuple(jnp.asarray(x) for x in inputs)
             compiled = jax.jit(jax.value_and_grad(case.ours)).lower(*arrays).compile()
-            call = {"": lambda c=compiled, a=arrays: jax.block_until_ready(c(*a))}
-            cells.append(f"{take_turns(call, 5)[''] * 1e6 / n:>12.1f}")
+            call = functools.partial(_call, compiled, arrays)
+            cells.append(f"{median_milliseconds(call, 5) * 1e6 / n:>12.1f}")
         lines.append(f"{case.name:<24}" + "".join(cells))
     return "\n".join(lines)
 
@@ -231,19 +249,12 @@ def overheads() -> str:
     loss = visdet_jax.FocalLoss()
     pred, target = jnp.zeros((8, 4)), jnp.zeros(8, jnp.int32)
     jitted = jax.jit(lambda p, t: loss(p, t))
-
-    def microseconds(call: Callable[[], Any]) -> float:
-        call()
-        times = []
-        for _ in range(300):
-            started = time.perf_counter()
-            call()
-            times.append(time.perf_counter() - started)
-        return statistics.median(times) * 1e6
-
-    module = microseconds(lambda: jax.block_until_ready(loss(pred, target)))
-    inside = microseconds(lambda: jax.block_until_ready(jitted(pred, target)))
-    code = "import jax, flax.nnx, time; t = time.perf_counter(); import visdet_jax; print(time.perf_counter() - t)"
+    module, inside = (
+        1e3 * median_milliseconds(lambda call=call: jax.block_until_ready(call(pred, target)), 300)
+        for call in (loss, jitted)
+    )
+    clock = "time.perf_counter()"
+    code = f"import jax, flax.nnx, time; t = {clock}; import visdet_jax; print({clock} - t)"
     imports = [
         float(subprocess.run([sys.executable, "-c", code], check=True, stdout=-1, text=True).stdout)
         for _ in range(3)
@@ -277,11 +288,11 @@ def plot(rows: list[Row], path: str, title: str) -> None:
     figure.savefig(path, dpi=130)
 
 
-def versions(torch: bool) -> str:
+def versions(torch: TorchWorker | None) -> str:
     """Device, versions and date."""
     parts = [f"{jax.devices()[0].device_kind}, jax {jax.__version__}"]
     parts += [f"optax {importlib.metadata.version('optax')}"]
-    parts += [f"torch {torch_version()}"] if torch else ["no torch"]
+    parts += [f"torch {torch.version}" if torch else "no torch"]
     parts += [f"Python {platform.python_version()}", time.strftime("%Y-%m-%d")]
     return ", ".join(parts)
 
@@ -297,14 +308,16 @@ def main(argv: list[str] | None = None) -> list[Row]:
     parser.add_argument("--plot", metavar="PNG", help="draw the ratios")
     parser.add_argument("--markdown", action="store_true", help="the table as the README has it")
     options = parser.parse_args(argv)
-    torch = not options.no_torch and importlib.util.find_spec("torch") is not None
     if options.scaling:
-        print(scaling(torch, options.quick))
+        print(scaling(options.quick))
         return []
     scale, repeats = (0.002, 1) if options.quick else (1.0, options.repeats)
     cases = [case for case in CASES if options.only in case.name]
     if not cases:
         parser.error(f"no loss's name holds {options.only!r}: {', '.join(c.name for c in CASES)}")
+    torch = None
+    if not options.no_torch and importlib.util.find_spec("torch") is not None:
+        torch = TorchWorker(on_gpu=jax.default_backend() == "gpu")
     rows = []
     for case in cases:
         rows.append(measure(case, scale, repeats, torch))
@@ -316,5 +329,17 @@ def main(argv: list[str] | None = None) -> list[Row]:
     return rows
 
 
+# Arrays of this size are given back to the system and faulted in again at each call by glibc's
+# malloc, which can take longer than the loss. As a training program does with any other malloc,
+# memory is kept, for all contenders alike.
+KEEP_MEMORY = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**40),
+}
+
+
 if __name__ == "__main__":
+    if KEEP_MEMORY.keys() - os.environ.keys():
+        os.execve(sys.executable, [sys.executable, *sys.argv], KEEP_MEMORY | dict(os.environ))
     main()

@@ -5,6 +5,8 @@ the loss as a head calls it. `plain` is the formula transcribed to jnp, `torch` 
 away from it: the form of mmdetection.
 """
 
+import multiprocessing
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -211,9 +213,7 @@ def _pairs(xp, pred, target, eps=1e-6):
     size = (high(pred[:, 2:], target[:, 2:]) - low(pred[:, :2], target[:, :2])).clip(0)
     hull = low(pred[:, 2:], target[:, 2:]) - high(pred[:, :2], target[:, :2])
     overlap = size[:, 0] * size[:, 1]
-    area1, area2 = (
-        (b[:, 2] - b[:, 0]) * (b[:, 3] - b[:, 1]) for b in (pred, target)
-    )
+    area1, area2 = ((b[:, 2] - b[:, 0]) * (b[:, 3] - b[:, 1]) for b in (pred, target))
     return overlap, area1 + area2 - overlap, hull
 
 
@@ -446,40 +446,99 @@ CASES = (
 )
 
 
-def torch_version() -> str:
+# ---- torch, in a process of its own: beside jax's threads it is several times slower
+
+
+class TorchWorker:
+    """torch's contenders for one case after the other, eager and compiled."""
+
+    NAMES = ("torch", "compiled")
+
+    def __init__(self, on_gpu: bool = False) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        context.Process(target=_serve_torch, args=(theirs, on_gpu), daemon=True).start()
+        self.version = self._pipe.recv()
+
+    def prepare(self, case: Case, inputs: tuple) -> None:
+        """Compiles the contenders of a case for these inputs."""
+        self._ask("prepare", case.name, inputs)
+
+    def result(self, name: str, kind: str) -> Any:
+        """What a contender computes, as NumPy arrays."""
+        return self._ask("result", name, kind)
+
+    def seconds(self, name: str, kind: str) -> float:
+        """How long the second of two calls takes."""
+        return self._ask("seconds", name, kind)
+
+    def _ask(self, *question: Any) -> Any:
+        self._pipe.send(question)
+        answer = self._pipe.recv()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+def seconds_of_second(call: Callable[[], Any]) -> float:
+    """The first of two calls finds caches and threads as the contender before it left them."""
+    call()
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def _serve_torch(pipe, on_gpu):
     import torch
 
-    return torch.__version__
+    pipe.send(torch.__version__)
+    calls: dict = {}
+    while True:
+        try:
+            task, *arguments = pipe.recv()
+        except EOFError:
+            return
+        try:
+            if task == "prepare":
+                name, inputs = arguments
+                (case,) = (case for case in CASES if case.name == name)
+                calls = _torch_calls(torch, case, inputs, "cuda" if on_gpu else "cpu")
+                answer = None
+            elif task == "seconds":
+                answer = seconds_of_second(calls[tuple(arguments)])
+            else:
+                result = calls[tuple(arguments)]()
+                parts = result if isinstance(result, tuple) else (result,)
+                arrays = tuple(part.detach().cpu().numpy() for part in parts)
+                answer = arrays if isinstance(result, tuple) else arrays[0]
+        except Exception as error:
+            answer = RuntimeError(f"torch: {error}")
+        pipe.send(answer)
 
 
-def make_torch(case: Case, inputs: tuple) -> dict[str, tuple[Callable, Callable]]:
-    """(value, value and gradient) calls of torch, eager and compiled."""
-    import torch
-
-    device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
+def _torch_calls(torch, case, inputs, device):
     pred, *rest = (torch.from_numpy(x).to(device) for x in inputs)
     wanting = pred.clone().requires_grad_()
 
     def formula(pred, *rest):
         return case.torch(torch, pred, *rest)
 
+    def finished(result):
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return result
+
     torch._dynamo.reset()
-    contenders = {}
+    calls = {}
     for name, function in {"torch": formula, "compiled": torch.compile(formula)}.items():
 
         def value(function=function):
             with torch.no_grad():
-                result = function(pred, *rest)
-            if device == "cuda":
-                torch.cuda.synchronize()
-            return result
+                return finished(function(pred, *rest))
 
         def both(function=function):
             result = function(wanting, *rest)
-            (gradient,) = torch.autograd.grad(result, wanting)
-            if device == "cuda":
-                torch.cuda.synchronize()
-            return result.detach().cpu(), gradient.cpu()
+            return finished((result, *torch.autograd.grad(result, wanting)))
 
-        contenders[name] = value, both
-    return contenders
+        calls[name, "value"], calls[name, "value+grad"] = value, both
+    return calls

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from visdet_jax.function import as_dtype, compute_dtype, jitted
 from visdet_jax.numerics import clamp, clamp_min, divide
-from visdet_jax.pairs import pair_geometry
+from visdet_jax.pairs import Columns, pair_geometry
 
 OVERLAP_MODES = ("iou", "iof", "giou")
 BOX_FORMATS = ("xyxy", "xywh", "cxcywh")
@@ -15,7 +15,9 @@ BOX_FORMATS = ("xyxy", "xywh", "cxcywh")
 MIN_SIDE = 1e-6
 
 
-def overlaps(boxes1: jax.Array, boxes2: jax.Array, mode: str, eps: jax.Array | float) -> jax.Array:
+def overlaps(
+    boxes1: jax.Array | Columns, boxes2: jax.Array | Columns, mode: str, eps: jax.Array | float
+) -> jax.Array:
     """IoU, IoF or GIoU of boxes (..., 4) that broadcast; see `bbox_overlaps`."""
     pair = pair_geometry(boxes1, boxes2)
     union = jnp.maximum(pair.area1 if mode == "iof" else pair.union, eps)

@@ -15,7 +15,10 @@ from jax.custom_derivatives import SymbolicZero
 
 
 def closed_form(
-    value: Callable[..., jax.Array], slope: Callable[..., jax.Array], axis: int | None = None
+    value: Callable[..., jax.Array],
+    slope: Callable[..., jax.Array],
+    axis: int | None = None,
+    alone: Callable[..., jax.Array] | None = None,
 ) -> Callable[..., jax.Array]:
     """Makes `(weight, pred, *others) -> weight · value(pred, *others)` of a formula and its slope.
 
@@ -30,16 +33,17 @@ def closed_form(
         what both need as `value` does, XLA computes that once and keeps it; spelt otherwise, it
         keeps nothing.
       axis: of pred, which the value has summed.
+      alone: the value where no derivative is taken, if another spelling is better there.
     Returns: a function of the weight (None, or one that broadcasts against the values, with as
       many axes), pred and the others.
     """
-    weighed = jax.custom_jvp(functools.partial(_weighed, value, None))
+    weighed = jax.custom_jvp(functools.partial(_weighed, alone or value, None))
     weighed_slope = jax.custom_jvp(functools.partial(_weighed, slope, axis))
 
     def weighed_jvp(primals, tangents):
         weight, pred, *others = primals
         d_weight, d_pred, *d_others = tangents
-        out = weighed(*primals)
+        out = weighed(*primals) if alone is None else _weighed(value, None, *primals)
         unread = functools.partial(_unread, value, axis, None)
         tangent = _tangent(unread, primals, (d_weight, None, *d_others))
         if not isinstance(d_pred, SymbolicZero):

@@ -102,28 +102,28 @@ def _softplus_jvp(primals, tangents):
     return softplus(x), jax.nn.sigmoid(x) * dx
 
 
-def _polynomial_of_tail(degree: int) -> list[float]:
-    """The coefficients of log(1 + e) / e for e in [0, 1] by powers of 2 e - 1."""
+def _log1p_polynomial(degree: int) -> list[float]:
+    """The coefficients of log(1 + e) / e for e in [0, 1], by powers of 2 e - 1."""
     nodes = (np.cos(np.pi * (np.arange(200) + 0.5) / 200) + 1) / 2
     fit = np.polynomial.Chebyshev.fit(nodes, np.log1p(nodes) / nodes, degree, domain=[0, 1])
     return fit.convert(kind=np.polynomial.Polynomial, domain=[0, 1]).coef.tolist()
 
 
-# Off by 5e-9 and 9e-16, less than rounding.
-_TAIL_POLYNOMIALS = {
-    np.dtype(np.float32): _polynomial_of_tail(9),
-    np.dtype(np.float64): _polynomial_of_tail(18),
+# Off by 5e-9 and 9e-16, about as rounding is.
+_LOG1P = {
+    np.dtype(np.float32): _log1p_polynomial(9),
+    np.dtype(np.float64): _log1p_polynomial(18),
 }
 
 
 def _log1p_to_1(e: jax.Array) -> jax.Array:
-    """log(1 + e) for e in [0, 1], to 4 ulp: e times a polynomial in 2 e - 1.
+    """log(1 + e) for e in [0, 1], to 2 ulp in float32 and 6 in float64.
 
     No select and no division: in a loop with an exp it costs a third of `jnp.log1p`, which has
     forms for small and large arguments and computes both.
     """
     y = 2 * e - 1
-    *rest, total = _TAIL_POLYNOMIALS[np.dtype(e.dtype)]
+    *rest, total = _LOG1P[np.dtype(e.dtype)]
     for coefficient in reversed(rest):
         total = total * y + coefficient
     return total * e

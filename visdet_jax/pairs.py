@@ -49,13 +49,21 @@ class PairGeometry(NamedTuple):
         return clamp_min(self.outer[3] - self.outer[1], 0)
 
 
-def pair_geometry(boxes1: jax.Array, boxes2: jax.Array) -> PairGeometry:
-    """The geometry of boxes (..., 4) that broadcast against each other.
+Columns = tuple[jax.Array, ...]
+
+
+def columns(boxes: jax.Array | Columns) -> Columns:
+    """The four numbers of boxes (..., 4), each (...)."""
+    return boxes if isinstance(boxes, tuple) else tuple(boxes[..., i] for i in range(4))
+
+
+def pair_geometry(boxes1: jax.Array | Columns, boxes2: jax.Array | Columns) -> PairGeometry:
+    """The geometry of boxes (..., 4), or of their columns, that broadcast against each other.
 
     An inverted box (x2 < x1) has a negative width, as in the reference.
     """
-    ax1, ay1, ax2, ay2 = (boxes1[..., i] for i in range(4))
-    bx1, by1, bx2, by2 = (boxes2[..., i] for i in range(4))
+    ax1, ay1, ax2, ay2 = columns(boxes1)
+    bx1, by1, bx2, by2 = columns(boxes2)
     low, high = jnp.minimum, jnp.maximum
     return PairGeometry(
         width1=ax2 - ax1,

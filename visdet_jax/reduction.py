@@ -106,6 +106,7 @@ def weighted_loss(
     formula: Callable[..., jax.Array] | None = None,
     *,
     slope: Callable[..., jax.Array] | None = None,
+    axis: int | None = None,
     exponents: Sequence[str] = (),
     weight_of_values: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
 ) -> Callable[..., jax.Array]:
@@ -119,8 +120,9 @@ def weighted_loss(
 
     Args:
       formula: `(pred, target, *, hyperparameters) -> values`.
-      slope: the derivative of an elementwise formula by pred, of the same arguments: see
-        `closed_form`. Without it autodiff finds the gradient.
+      slope: the derivative of the formula by pred, of the same arguments and pred's shape. Without
+        it autodiff finds the gradient, and keeps more; see `closed_form`.
+      axis: of pred, which a formula with a slope sums; None for an elementwise one.
       exponents: hyperparameters that are powers; see `jitted`.
       weight_of_values: `(pred, weight) -> weight`, for a weight that is not given as the values'.
 
@@ -131,7 +133,11 @@ def weighted_loss(
     """
     if formula is None:
         return functools.partial(
-            weighted_loss, slope=slope, exponents=exponents, weight_of_values=weight_of_values
+            weighted_loss,
+            slope=slope,
+            axis=axis,
+            exponents=exponents,
+            weight_of_values=weight_of_values,
         )
 
     def loss(pred, target, weight=None, *, reduction="mean", avg_factor=None, **options):
@@ -146,7 +152,7 @@ def weighted_loss(
             if weight_of_values is not None:
                 weight = weight_of_values(pred, weight)
         if slope is not None:
-            values = _in_closed_form(formula, slope, pred, target, weight, options)
+            values = _in_closed_form(formula, slope, axis, pred, target, weight, options)
             return weight_reduce_loss(values, None, reduction, avg_factor)
         if weight is not None:
             pred = zero_where_unweighted(pred, weight)
@@ -163,8 +169,8 @@ def weighted_loss(
     return jitted(loss, exponents=exponents)
 
 
-def _in_closed_form(formula, slope, pred, target, weight, options):
-    """The values of an elementwise formula, weighed."""
+def _in_closed_form(formula, slope, axis, pred, target, weight, options):
+    """The values of a formula with a slope, weighed."""
     static = {k: v for k, v in options.items() if isinstance(v, str | bool)}
     names = [k for k in options if k not in static]
 
@@ -174,9 +180,12 @@ def _in_closed_form(formula, slope, pred, target, weight, options):
         )
 
     if weight is not None:
-        weight = spread_weight(weight, pred.shape).astype(pred.dtype)
-    numbers = (options[name] for name in names)
-    return closed_form(with_names(formula), with_names(slope))(weight, pred, target, *numbers)
+        shape = list(pred.shape)
+        if axis is not None:
+            del shape[axis]
+        weight = spread_weight(weight, tuple(shape)).astype(pred.dtype)
+    weighed = closed_form(with_names(formula), with_names(slope), axis)
+    return weighed(weight, pred, target, *(options[name] for name in names))
 
 
 def reduce_mean(x: jax.Array, axis_name: str | tuple[str, ...] | None = None) -> jax.Array:

@@ -7,16 +7,26 @@ import jax.numpy as jnp
 
 
 def exponentials(x: jax.Array, axis: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """m = max x along `axis`, exp(x - m) and its sum, both reductions with that axis of size 1.
-
-    -log p is log Σ - (x - m), with more digits than (m + log Σ) - x.
-    """
+    """m = max x along `axis`, exp(x - m) and its sum, both reductions with that axis of size 1."""
     m = x.max(axis, keepdims=True)
     # exp(0) is 1 either way. The select gives XLA's CPU backend one loop for the exp, whose
-    # result the slope takes up in place; without it the sum takes the exp to itself, in a
-    # library whose exp is slower.
+    # result the slope takes up in place. Without it the sum takes the exp to itself, which keeps
+    # nothing, and is the better where there is no slope.
     e = jnp.where(x == m, 1, jnp.exp(x - m))
     return m, e, e.sum(axis, keepdims=True)
+
+
+def log_sum_exp(x: jax.Array, axis: int, beside_slope: bool) -> tuple[jax.Array, jax.Array]:
+    """m = max x and log Σ exp(x - m) along `axis`, with that axis of size 1.
+
+    Apart, since log Σ - (x - m) has more digits than (m + log Σ) - x.
+    """
+    if beside_slope:
+        m, _, total = exponentials(x, axis)
+    else:
+        m = x.max(axis, keepdims=True)
+        total = jnp.exp(x - m).sum(axis, keepdims=True)
+    return m, jnp.log(total)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))

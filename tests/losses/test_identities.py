@@ -84,15 +84,18 @@ def test_quality_focal_labels_outside_are_background():
         close(v.quality_focal_loss(PRED, (np.full(16, outside), score)), background)
 
 
-def test_quality_focal_is_0_where_the_score_is_met(x64):
-    # In float64, since beta = 0.5 makes 1e-4 of a rounding of 1e-8.
-    pred = jnp.asarray(PRED, jnp.float64)
-    score = jax.nn.sigmoid(pred)
-    value, gradient = jax.value_and_grad(
-        lambda p: v.quality_focal_loss(p, score, beta=0.5, reduction="sum")
-    )(pred)
-    close(value, 0, atol=1e-5)
-    close(gradient, 0)
+HALF = np.full(PRED.shape, 0.5, np.float32)
+
+
+def test_quality_focal_is_0_where_the_score_is_met():
+    for beta in (0.5, 2):
+        value, gradient = jax.value_and_grad(
+            lambda p, beta=beta: v.quality_focal_loss(p, HALF, beta=beta, reduction="sum")
+        )(jnp.zeros_like(PRED))
+        assert value == 0
+        assert not np.any(gradient)
+    score = jax.nn.sigmoid(PRED)
+    close(v.quality_focal_loss(PRED, score, reduction="none"), 0)
 
 
 def test_distribution_focal_at_the_bins_is_cross_entropy():

@@ -14,7 +14,8 @@ from visdet_jax.registry import LOSSES
 def _slope(pred, target, *, alpha, gamma, beta):
     diff = pred - target
     b = jnp.expm1(gamma / alpha)
-    v = b * jnp.minimum(jnp.abs(diff), beta) / beta
+    # Spelt otherwise than the loss's, which XLA would keep the logarithm of for both.
+    v = jnp.minimum(jnp.abs(diff) / beta, 1) * b
     # Of log1p_excess(v), log(1 + v); of v (log(1 + v) - 1), log(1 + v) - 1 / (1 + v).
     inner = jnp.log1p(v) + (beta - 1) * (jnp.log1p(v) - 1 / (1 + v))
     return jnp.sign(diff) * jnp.where(jnp.abs(diff) < beta, alpha / beta * inner, gamma)

@@ -1,12 +1,15 @@
 """What the losses of pairs of boxes share: the check of their inputs and their weights."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
 
 from visdet_jax.function import check_same_shape
 from visdet_jax.module import Loss
+from visdet_jax.pairs import columns
 from visdet_jax.reduction import weighted_loss
 
 
@@ -18,8 +21,25 @@ def check_boxes(pred: jax.Array, target: jax.Array) -> None:
 
 
 def box_loss(formula: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """`weighted_loss` for values (...) of boxes (..., 4), whose weight may be (..., 4) too."""
-    return weighted_loss(formula, weight_of_values=_weight_of_boxes)
+    """`weighted_loss` for values (...) of boxes (..., 4), whose weight may be (..., 4) too.
+
+    The formula gets pred and target as their columns. Its slope is autodiff's, of the columns and
+    put together once: that of slices would be four arrays of pred's shape, mostly zeros, added.
+    """
+
+    @functools.wraps(formula)
+    def value(pred, target, **options):
+        check_boxes(pred, target)
+        return formula(columns(pred), columns(target), **options)
+
+    def slope(pred, target, **options):
+        def of_columns(*pred):
+            return formula(pred, columns(target), **options)
+
+        values, pull = jax.vjp(of_columns, *columns(pred))
+        return jnp.stack(pull(jnp.ones_like(values)), axis=-1)
+
+    return weighted_loss(value, slope=slope, axis=-1, weight_of_values=_weight_of_boxes)
 
 
 def _weight_of_boxes(boxes: jax.Array, weight: jax.Array) -> jax.Array:

@@ -1,5 +1,6 @@
 """Cross entropy over classes, over each class on its own, and over masks."""
 
+import functools
 from dataclasses import dataclass
 
 import jax
@@ -18,7 +19,7 @@ from visdet_jax.numerics import logistic, logistic_of_slope
 from visdet_jax.closed_form import closed_form
 from visdet_jax.reduction import spread_weight, weight_reduce_loss, weight_without
 from visdet_jax.registry import LOSSES
-from visdet_jax.softmax import exponentials, softmax
+from visdet_jax.softmax import log_sum_exp, softmax
 
 IGNORE_INDEX = -100  # torch's default
 
@@ -87,11 +88,11 @@ def cross_entropy(
     return weight_reduce_loss(values, None, reduction, avg_factor)
 
 
-def _value_with_classes(pred, target):
-    m, _, total = exponentials(pred, axis=1)
+def _value_with_classes(pred, target, beside_slope=True):
+    m, log_sum = log_sum_exp(pred, 1, beside_slope)
     # Clamped, since an index out of range reads NaN, and 0 × NaN is NaN.
     index = jnp.clip(target, 0, pred.shape[1] - 1)
-    return (jnp.log(total) - (jnp.take_along_axis(pred, index, axis=1) - m)).squeeze(1)
+    return (log_sum - (jnp.take_along_axis(pred, index, axis=1) - m)).squeeze(1)
 
 
 def _slope_with_classes(pred, target):
@@ -99,17 +100,27 @@ def _slope_with_classes(pred, target):
     return softmax(pred, axis=1) - own.astype(pred.dtype)
 
 
-def _value_with_probabilities(pred, target):
-    m, _, total = exponentials(pred, axis=1)
-    return (target * (jnp.log(total) - (pred - m))).sum(1)
+def _value_with_probabilities(pred, target, beside_slope=True):
+    m, log_sum = log_sum_exp(pred, 1, beside_slope)
+    return (target * (log_sum - (pred - m))).sum(1)
 
 
 def _slope_with_probabilities(pred, target):
     return softmax(pred, axis=1) * target.sum(1, keepdims=True) - target
 
 
-_ce_with_classes = closed_form(_value_with_classes, _slope_with_classes, axis=1)
-_ce_with_probabilities = closed_form(_value_with_probabilities, _slope_with_probabilities, axis=1)
+_ce_with_classes = closed_form(
+    _value_with_classes,
+    _slope_with_classes,
+    axis=1,
+    alone=functools.partial(_value_with_classes, beside_slope=False),
+)
+_ce_with_probabilities = closed_form(
+    _value_with_probabilities,
+    _slope_with_probabilities,
+    axis=1,
+    alone=functools.partial(_value_with_probabilities, beside_slope=False),
+)
 
 
 @jitted

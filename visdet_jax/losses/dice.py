@@ -46,7 +46,7 @@ def _dice(pred, target, naive_dice, eps):
     if naive_dice:
         total = pred.sum(axes) + target.sum(axes)
         return divide(total - 2 * both, total + eps)
-    squares = (pred * pred).sum(axes) + eps + (target * target).sum(axes) + eps
+    squares = (pred * pred + target * target).sum(axes) + 2 * eps
     return 1 - divide(2 * both, squares)
 
 

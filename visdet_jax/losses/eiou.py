@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
-from visdet_jax.losses.box_loss import BoxLoss, box_loss, check_boxes
+from visdet_jax.losses.box_loss import BoxLoss, box_loss
 from visdet_jax.numerics import divide
 from visdet_jax.pairs import pair_geometry
 from visdet_jax.registry import LOSSES
@@ -32,7 +32,6 @@ def eiou_loss(pred, target, *, eps=1e-6, smooth_point=0.1):
     Peng & Yu 2021, A Systematic IoU-Related Method: Beyond Simplified Regression for Better
     Localization, https://ieeexplore.ieee.org/document/9429909
     """
-    check_boxes(pred, target)
     pair = pair_geometry(pred, target)
     (x1, y1, x2, y2), (left, top, _, _) = pair.inner, pair.outer
     overlap = (

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from visdet_jax.function import as_dtype, check_labels, check_same_shape, compute_dtype, jitted
 from visdet_jax.module import Loss
-from visdet_jax.numerics import power, power_slope
+from visdet_jax.numerics import WholeExponent, power, power_slope
 from visdet_jax.closed_form import closed_form
 from visdet_jax.reduction import weight_reduce_loss, weighted_loss
 from visdet_jax.registry import LOSSES
@@ -41,9 +41,22 @@ def _negative_slope(pred, target, alpha, gamma):
     return slope * power(1 - target, gamma)
 
 
+def _at_peaks(pred, target, alpha, gamma, part):
+    """The negatives' `part` where target is 1: 0 but for a gamma of 0."""
+    if isinstance(gamma, WholeExponent) and gamma.value:
+        return 0
+    return jnp.where(target == 1, part(pred, target, alpha, gamma), 0)
+
+
 def _slope(pred, target, *, alpha, gamma, pos_weight, neg_weight):
-    positive = jnp.where(target == 1, _positive_slope(pred, alpha), 0)
-    return pos_weight * positive + neg_weight * _negative_slope(pred, target, alpha, gamma)
+    # One logarithm, of what either part has it of, and its select is spelt otherwise than the
+    # loss's: XLA would keep it for both.
+    rest = _rest(pred)
+    miss = jnp.where(target != 1, pred, rest)
+    inside = jnp.where(target != 1, rest, pred) + LOG_EPS
+    slope = power(miss, alpha) / inside - power_slope(miss, alpha) * jnp.log(inside)
+    factor = jnp.where(target != 1, neg_weight * power(1 - target, gamma), -pos_weight)
+    return factor * slope + neg_weight * _at_peaks(pred, target, alpha, gamma, _negative_slope)
 
 
 _positive_values = closed_form(_positive, _positive_slope)
@@ -68,8 +81,12 @@ def gaussian_focal_loss(pred, target, *, alpha=2.0, gamma=4.0, pos_weight=1.0, n
     Law & Deng 2018 (CornerNet), https://arxiv.org/abs/1808.01244
     """
     check_same_shape(pred, target)
-    positive = jnp.where(target == 1, _positive(pred, alpha), 0)
-    return pos_weight * positive + neg_weight * _negative(pred, target, alpha, gamma)
+    rest = _rest(pred)
+    miss = jnp.where(target == 1, rest, pred)
+    inside = jnp.where(target == 1, pred, rest) + LOG_EPS
+    factor = jnp.where(target == 1, pos_weight, neg_weight * power(1 - target, gamma))
+    values = factor * -jnp.log(inside) * power(miss, alpha)
+    return values + neg_weight * _at_peaks(pred, target, alpha, gamma, _negative)
 
 
 @functools.partial(jitted, exponents=("alpha", "gamma"))

@@ -26,7 +26,7 @@ from visdet_jax.numerics import (
 from visdet_jax.closed_form import closed_form
 from visdet_jax.reduction import spread_weight, weight_reduce_loss, weight_without
 from visdet_jax.registry import LOSSES
-from visdet_jax.softmax import exponentials, softmax
+from visdet_jax.softmax import log_sum_exp, softmax
 
 
 @functools.partial(jitted, exponents=("beta",))
@@ -138,14 +138,14 @@ def distribution_focal_loss(pred, target, weight=None, *, reduction="mean", avg_
     return weight_reduce_loss(values, None, reduction, avg_factor)
 
 
-def _distribution_value(pred, target):
-    m, _, total = exponentials(pred, axis=-1)
+def _distribution_value(pred, target, beside_slope=True):
+    m, log_sum = log_sum_exp(pred, -1, beside_slope)
     left = jnp.trunc(jax.lax.stop_gradient(target))
     # Clamped: at the last bin the right share is 0.
     bins = (jnp.clip(left + i, 0, pred.shape[-1] - 1).astype(jnp.int32) for i in range(2))
     at_left, at_right = (jnp.take_along_axis(pred, i, axis=-1) - m for i in bins)
     share = target - left
-    return (jnp.log(total) - ((1 - share) * at_left + share * at_right)).squeeze(-1)
+    return (log_sum - ((1 - share) * at_left + share * at_right)).squeeze(-1)
 
 
 def _distribution_slope(pred, target):
@@ -157,7 +157,12 @@ def _distribution_slope(pred, target):
     return softmax(pred, axis=-1) - (hat + jnp.minimum(target, 0) * beyond)
 
 
-_distribution_focal = closed_form(_distribution_value, _distribution_slope, axis=-1)
+_distribution_focal = closed_form(
+    _distribution_value,
+    _distribution_slope,
+    axis=-1,
+    alone=functools.partial(_distribution_value, beside_slope=False),
+)
 
 
 @LOSSES.register_module()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
-from visdet_jax.losses.box_loss import BoxLoss, box_loss, check_boxes
+from visdet_jax.losses.box_loss import BoxLoss, box_loss
 from visdet_jax.numerics import absolute, clamp, clamp_min, divide
 from visdet_jax.pairs import pair_geometry
 from visdet_jax.registry import LOSSES
@@ -34,7 +34,6 @@ def siou_loss(pred, target, *, eps=1e-6, neg_gamma=False):
     Raises: ValueError where the shapes differ or do not end in 4.
     Gevorgyan 2022, https://arxiv.org/abs/2205.12740
     """
-    check_boxes(pred, target)
     pair = pair_geometry(pred, target)
     iou = divide(pair.overlap, pair.union + eps)
     dx, dy = pair.dx + eps, pair.dy + eps
