@@ -40,9 +40,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from peers import CASES, Case, TorchWorker, seconds_of_second
-
 import visdet_jax
+from peers import CASES, Case, TorchWorker, seconds_of_second
 
 KINDS = ("value", "value+grad")
 

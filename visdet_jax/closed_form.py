@@ -41,7 +41,6 @@ def closed_form(
     weighed_slope = jax.custom_jvp(functools.partial(_weighed, slope, axis))
 
     def weighed_jvp(primals, tangents):
-        weight, pred, *others = primals
         d_weight, d_pred, *d_others = tangents
         out = weighed(*primals) if alone is None else _weighed(value, None, *primals)
         unread = functools.partial(_unread, value, axis, None)

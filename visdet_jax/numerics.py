@@ -123,7 +123,8 @@ def _log1p_to_1(e: jax.Array) -> jax.Array:
     forms for small and large arguments and computes both.
     """
     y = 2 * e - 1
-    *rest, total = _LOG1P[np.dtype(e.dtype)]
+    *rest, highest = _LOG1P[np.dtype(e.dtype)]
+    total = jnp.full_like(y, highest)
     for coefficient in reversed(rest):
         total = total * y + coefficient
     return total * e

@@ -3,13 +3,14 @@
 import functools
 import inspect
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from visdet_jax.function import as_dtype, check_array, compute_dtype, jitted
 from visdet_jax.closed_form import closed_form
+from visdet_jax.function import as_dtype, check_array, compute_dtype, jitted
 
 REDUCTIONS = ("none", "mean", "sum")
 # The reference adds float32's eps to every avg_factor, in float64 too.
@@ -109,7 +110,7 @@ def weighted_loss(
     axis: int | None = None,
     exponents: Sequence[str] = (),
     weight_of_values: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
-) -> Callable[..., jax.Array]:
+) -> Callable[..., Any]:
     """Makes a loss of a formula: adds `weight`, `reduction` and `avg_factor`, and the jit.
 
     The formula takes `pred`, `target` and keyword hyperparameters, and returns values whose shape

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from visdet_jax.closed_form import closed_form
 from visdet_jax.function import (
     check_labels,
     check_same_shape,
@@ -16,7 +17,6 @@ from visdet_jax.function import (
 )
 from visdet_jax.module import Loss
 from visdet_jax.numerics import logistic, logistic_of_slope
-from visdet_jax.closed_form import closed_form
 from visdet_jax.reduction import spread_weight, weight_reduce_loss, weight_without
 from visdet_jax.registry import LOSSES
 from visdet_jax.softmax import log_sum_exp, softmax

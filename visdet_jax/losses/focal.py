@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from visdet_jax.closed_form import closed_form
 from visdet_jax.function import (
     as_dtype,
     check_labels,
@@ -24,7 +25,6 @@ from visdet_jax.numerics import (
     power,
     power_slope,
 )
-from visdet_jax.closed_form import closed_form
 from visdet_jax.reduction import spread_weight, weight_reduce_loss, weight_without
 from visdet_jax.registry import LOSSES
 

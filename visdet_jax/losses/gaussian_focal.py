@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
+from visdet_jax.closed_form import closed_form
 from visdet_jax.function import as_dtype, check_labels, check_same_shape, compute_dtype, jitted
 from visdet_jax.module import Loss
 from visdet_jax.numerics import WholeExponent, power, power_slope
-from visdet_jax.closed_form import closed_form
 from visdet_jax.reduction import weight_reduce_loss, weighted_loss
 from visdet_jax.registry import LOSSES
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from visdet_jax.closed_form import closed_form
 from visdet_jax.function import (
     as_dtype,
     check_array,
@@ -23,7 +24,6 @@ from visdet_jax.numerics import (
     power,
     power_slope,
 )
-from visdet_jax.closed_form import closed_form
 from visdet_jax.reduction import spread_weight, weight_reduce_loss, weight_without
 from visdet_jax.registry import LOSSES
 from visdet_jax.softmax import log_sum_exp, softmax
@@ -60,7 +60,7 @@ def quality_focal_loss(
                 raise ValueError(f"{name} must have shape {pred.shape[:-1]}, got {part.shape}")
         # Labels may be floats, as in the reference: those in [0, C) are truncated.
         index = jnp.where(label < 0, -1, label).astype(jnp.int32)
-        quality = (index[..., None], score.astype(dtype)[..., None])
+        quality: tuple[jax.Array, ...] = (index[..., None], score.astype(dtype)[..., None])
     else:
         dtype = compute_dtype(pred=pred, target=target)
         check_same_shape(pred, target)
