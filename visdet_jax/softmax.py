@@ -26,6 +26,9 @@ def log_sum_exp(x: jax.Array, axis: int, beside_slope: bool) -> tuple[jax.Array,
     else:
         m = x.max(axis, keepdims=True)
         total = jnp.exp(x - m).sum(axis, keepdims=True)
+        # A select that changes nothing: with what follows, a number a row, in one fusion with the
+        # sums XLA's CPU backend takes half as long again.
+        total = jnp.where(jnp.isnan(total), jnp.nan, total)
     return m, jnp.log(total)
 
 

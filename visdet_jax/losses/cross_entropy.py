@@ -90,9 +90,9 @@ def cross_entropy(
 
 def _value_with_classes(pred, target, beside_slope=True):
     m, log_sum = log_sum_exp(pred, 1, beside_slope)
-    # Clamped, since an index out of range reads NaN, and 0 × NaN is NaN.
     index = jnp.clip(target, 0, pred.shape[1] - 1)
-    return (log_sum - (jnp.take_along_axis(pred, index, axis=1) - m)).squeeze(1)
+    own = jnp.take_along_axis(pred, index, axis=1, mode="promise_in_bounds")
+    return (log_sum - (own - m)).squeeze(1)
 
 
 def _slope_with_classes(pred, target):

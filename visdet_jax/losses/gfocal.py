@@ -143,7 +143,9 @@ def _distribution_value(pred, target, beside_slope=True):
     left = jnp.trunc(jax.lax.stop_gradient(target))
     # Clamped: at the last bin the right share is 0.
     bins = (jnp.clip(left + i, 0, pred.shape[-1] - 1).astype(jnp.int32) for i in range(2))
-    at_left, at_right = (jnp.take_along_axis(pred, i, axis=-1) - m for i in bins)
+    at_left, at_right = (
+        jnp.take_along_axis(pred, i, axis=-1, mode="promise_in_bounds") - m for i in bins
+    )
     share = target - left
     return (log_sum - ((1 - share) * at_left + share * at_right)).squeeze(-1)
 
