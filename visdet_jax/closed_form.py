@@ -17,7 +17,7 @@ from jax.custom_derivatives import SymbolicZero
 def closed_form(
     value: Callable[..., jax.Array],
     slope: Callable[..., jax.Array],
-    axis: int | None = None,
+    axis: int | tuple[int, ...] = (),
     alone: Callable[..., jax.Array] | None = None,
 ) -> Callable[..., jax.Array]:
     """Makes `(weight, pred, *others) -> weight · value(pred, *others)` of a formula and its slope.
@@ -27,27 +27,26 @@ def closed_form(
     and by the weight, are left to autodiff.
 
     Args:
-      value: (pred, *others) -> values of pred's shape, or without its `axis`. Others broadcast
+      value: (pred, *others) -> values of pred's shape without `axis`. Others broadcast
         against pred: arrays of as many axes, numbers, integers.
       slope: its derivative by pred, of the same arguments and of pred's shape. Where it spells
         what both need as `value` does, XLA computes that once and keeps it; spelt otherwise, it
         keeps nothing.
-      axis: of pred, which the value has summed.
+      axis: the axis or axes of pred that the value has summed.
       alone: the value where no derivative is taken, if another spelling is better there.
     Returns: a function of the weight (None, or one that broadcasts against the values, with as
       many axes), pred and the others.
     """
-    weighed = jax.custom_jvp(functools.partial(_weighed, alone or value, None))
+    weighed = jax.custom_jvp(functools.partial(_weighed, alone or value, ()))
     weighed_slope = jax.custom_jvp(functools.partial(_weighed, slope, axis))
 
     def weighed_jvp(primals, tangents):
         d_weight, d_pred, *d_others = tangents
-        out = weighed(*primals) if alone is None else _weighed(value, None, *primals)
-        unread = functools.partial(_unread, value, axis, None)
+        out = weighed(*primals) if alone is None else _weighed(value, (), *primals)
+        unread = functools.partial(_unread, value, axis, ())
         tangent = _tangent(unread, primals, (d_weight, None, *d_others))
         if not isinstance(d_pred, SymbolicZero):
-            own = weighed_slope(*primals) * d_pred
-            own = own if axis is None else own.sum(axis)
+            own = (weighed_slope(*primals) * d_pred).sum(axis)
             tangent = own if tangent is None else tangent + own
         return out, jnp.zeros_like(out) if tangent is None else tangent
 
@@ -65,7 +64,7 @@ def _weighed(formula, axis, weight, pred, *others):
     """The weight on the outside: for a formula whose derivative is not autodiff's."""
     result = formula(pred, *others)
     if weight is not None:
-        weight = _along(weight, axis)
+        weight = jnp.expand_dims(weight, axis)
         return jnp.where(weight == 0, 0, result * weight)
     # A select here too: XLA's CPU backend gives a sum of anything else to a library that has no
     # compares, with up to four arrays of pred's size to feed it, four times slower.
@@ -76,16 +75,12 @@ def _unread(formula, axis, result_axis, weight, pred, *others):
     """The weight on the inputs: what autodiff reads is 0 where the weight is."""
     if weight is None:
         return formula(pred, *others)
-    read = _along(weight, axis) != 0
+    read = jnp.expand_dims(weight, axis) != 0
     pred, others = jax.tree.map(
         lambda x: jnp.where(read, x, 0) if jnp.ndim(x) else x, (pred, others)
     )
-    weight = _along(weight, result_axis)
+    weight = jnp.expand_dims(weight, result_axis)
     return jnp.where(weight != 0, formula(pred, *others) * weight, 0)
-
-
-def _along(weight, axis):
-    return weight if axis is None else jnp.expand_dims(weight, axis)
 
 
 def _tangent(function: Callable[..., Any], primals: Any, tangents: Any) -> jax.Array | None:

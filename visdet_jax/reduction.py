@@ -107,7 +107,7 @@ def weighted_loss(
     formula: Callable[..., jax.Array] | None = None,
     *,
     slope: Callable[..., jax.Array] | None = None,
-    axis: int | None = None,
+    axis: int | slice | None = None,
     exponents: Sequence[str] = (),
     weight_of_values: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
 ) -> Callable[..., Any]:
@@ -123,7 +123,8 @@ def weighted_loss(
       formula: `(pred, target, *, hyperparameters) -> values`.
       slope: the derivative of the formula by pred, of the same arguments and pred's shape. Without
         it autodiff finds the gradient, and keeps more; see `closed_form`.
-      axis: of pred, which a formula with a slope sums; None for an elementwise one.
+      axis: of pred, or a slice of its axes, which a formula with a slope sums; None for an
+        elementwise one.
       exponents: hyperparameters that are powers; see `jitted`.
       weight_of_values: `(pred, weight) -> weight`, for a weight that is not given as the values'.
 
@@ -180,12 +181,11 @@ def _in_closed_form(formula, slope, axis, pred, target, weight, options):
             pred, target, **dict(zip(names, numbers, strict=True)), **static
         )
 
+    summed = () if axis is None else np.atleast_1d(np.arange(pred.ndim)[axis]).tolist()
     if weight is not None:
-        shape = list(pred.shape)
-        if axis is not None:
-            del shape[axis]
-        weight = spread_weight(weight, tuple(shape)).astype(pred.dtype)
-    weighed = closed_form(with_names(formula), with_names(slope), axis)
+        shape = tuple(n for i, n in enumerate(pred.shape) if i not in summed)
+        weight = spread_weight(weight, shape).astype(pred.dtype)
+    weighed = closed_form(with_names(formula), with_names(slope), tuple(summed))
     return weighed(weight, pred, target, *(options[name] for name in names))
 
 

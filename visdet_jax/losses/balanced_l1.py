@@ -14,8 +14,7 @@ from visdet_jax.registry import LOSSES
 def _slope(pred, target, *, alpha, gamma, beta):
     diff = pred - target
     b = jnp.expm1(gamma / alpha)
-    # Spelt otherwise than the loss's, which XLA would keep the logarithm of for both.
-    v = jnp.minimum(jnp.abs(diff) / beta, 1) * b
+    v = b * jnp.minimum(jnp.abs(diff), beta) / beta
     # Of log1p_excess(v), log(1 + v); of v (log(1 + v) - 1), log(1 + v) - 1 / (1 + v).
     inner = jnp.log1p(v) + (beta - 1) * (jnp.log1p(v) - 1 / (1 + v))
     return jnp.sign(diff) * jnp.where(jnp.abs(diff) < beta, alpha / beta * inner, gamma)
@@ -48,7 +47,7 @@ def balanced_l1_loss(pred, target, *, alpha=0.5, gamma=1.5, beta=1.0):
     # Beyond beta the inner side is computed at beta, so that it cannot overflow.
     v = b * jnp.minimum(diff, beta) / beta
     # (beta v + 1) log(1 + v) - beta v, as the part for beta = 1 and the rest.
-    inner = log1p_excess(v) + (beta - 1) * v * (jnp.log1p(v) - 1)
+    inner = log1p_excess(v) + (beta - 1) * v * (jnp.log(1 + v) - 1)
     return jnp.where(diff < beta, alpha / b * inner, gamma * diff + gamma / b - alpha * beta)
 
 

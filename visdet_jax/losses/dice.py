@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
 
 from visdet_jax.function import check_same_shape
 from visdet_jax.module import Loss
@@ -11,7 +12,20 @@ from visdet_jax.reduction import weighted_loss
 from visdet_jax.registry import LOSSES
 
 
-@weighted_loss
+def _dice_slope(pred, target, *, naive_dice, eps):
+    loss, total = (
+        jnp.expand_dims(x, range(1, pred.ndim)) for x in _dice(pred, target, naive_dice, eps)
+    )
+    own = 1 if naive_dice else 2 * pred
+    return ((1 - loss) * own - 2 * target) * divide(jnp.ones_like(total), total)
+
+
+def _dice_slope_with_logits(pred, target, *, naive_dice, eps):
+    p = jax.nn.sigmoid(pred)
+    return _dice_slope(p, target, naive_dice=naive_dice, eps=eps) * (p * (1 - p))
+
+
+@weighted_loss(slope=_dice_slope, axis=slice(1, None))
 def dice_loss(pred, target, *, naive_dice=False, eps=1e-3):
     """One minus the Dice coefficient of each mask.
 
@@ -28,26 +42,27 @@ def dice_loss(pred, target, *, naive_dice=False, eps=1e-3):
     Raises: ValueError where the shapes differ or have one axis only.
     Milletari et al. 2016 (V-Net), https://arxiv.org/abs/1606.04797
     """
-    return _dice(pred, target, naive_dice, eps)
+    return _dice(pred, target, naive_dice, eps)[0]
 
 
-@weighted_loss
+@weighted_loss(slope=_dice_slope_with_logits, axis=slice(1, None))
 def dice_loss_with_logits(pred, target, *, naive_dice=False, eps=1e-3):
     """`dice_loss` of sigmoid(pred): `pred` holds logits, the rest is as there."""
-    return _dice(jax.nn.sigmoid(pred), target, naive_dice, eps)
+    return _dice(jax.nn.sigmoid(pred), target, naive_dice, eps)[0]
 
 
 def _dice(pred, target, naive_dice, eps):
+    """The values and what they were divided by, both (N,)."""
     check_same_shape(pred, target)
     if pred.ndim < 2:
         raise ValueError(f"pred must have shape (N, ...), got {pred.shape}")
     axes = tuple(range(1, pred.ndim))
     both = (pred * target).sum(axes)
     if naive_dice:
-        total = pred.sum(axes) + target.sum(axes)
-        return divide(total - 2 * both, total + eps)
-    squares = (pred * pred + target * target).sum(axes) + 2 * eps
-    return 1 - divide(2 * both, squares)
+        sums = pred.sum(axes) + target.sum(axes)
+        return divide(sums - 2 * both, sums + eps), sums + eps
+    squares = (pred * pred).sum(axes) + (target * target).sum(axes) + 2 * eps
+    return 1 - divide(2 * both, squares), squares
 
 
 @LOSSES.register_module()
