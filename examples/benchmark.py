@@ -5,8 +5,8 @@
     python examples/benchmark.py --plot speed.png --markdown
     python examples/benchmark.py --scaling        # 10⁴ to 10⁷ rows
 
-The contenders take turns, one call each, and medians are compared. torch is one of them where it
-is installed. Columns, each for the value and for value and gradient by pred:
+The contenders take turns, one timed call each, and medians are compared. torch is one of them
+where it is installed. Columns, each for the value and for value and gradient by pred:
 
     ms          ours
     best        the fastest other contender
@@ -41,7 +41,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 
 import visdet_jax
-from peers import CASES, Case, TorchWorker, seconds_of_second
+from peers import CASES, Case, Torch, seconds_of_one
 
 KINDS = ("value", "value+grad")
 
@@ -76,7 +76,7 @@ def jax_contenders(case: Case) -> dict[str, Callable[..., jax.Array]]:
 class Contenders:
     """All contenders for one case on the same inputs, compiled."""
 
-    def __init__(self, case: Case, inputs: tuple, torch: TorchWorker | None) -> None:
+    def __init__(self, case: Case, inputs: tuple, torch: Torch | None) -> None:
         arrays = tuple(jnp.asarray(x) for x in inputs)
         self.calls: dict[tuple[str, str], Callable[[], Any]] = {}
         self.torch = torch
@@ -99,16 +99,17 @@ class Contenders:
         return call() if call else self.torch.result(name, kind)
 
     def milliseconds(self, kind: str, repeats: int) -> dict[str, float]:
-        """The median of each contender, all called in turn."""
-        for name in self.names:
-            self.result(name, kind)
-        times: dict[str, list[float]] = {name: [] for name in self.names}
+        """The median of each contender, all called in turn; of torch's, over its processes too."""
+        times: dict[str, list[list[float]]] = {name: [] for name in self.names}
         for _ in range(repeats):
             for name in self.names:
                 call = self.calls.get((name, kind))
-                taken = seconds_of_second(call) if call else self.torch.seconds(name, kind)
+                taken = [seconds_of_one(call)] if call else self.torch.seconds(name, kind)
                 times[name].append(taken)
-        return {name: statistics.median(ts) * 1e3 for name, ts in times.items()}
+        return {
+            name: statistics.median(map(statistics.median, zip(*turns, strict=True))) * 1e3
+            for name, turns in times.items()
+        }
 
 
 def _call(compiled, arrays):
@@ -117,7 +118,7 @@ def _call(compiled, arrays):
 
 def median_milliseconds(call: Callable[[], Any], repeats: int) -> float:
     """Of one call alone."""
-    return statistics.median(seconds_of_second(call) for _ in range(repeats)) * 1e3
+    return statistics.median(seconds_of_one(call) for _ in range(repeats)) * 1e3
 
 
 def floors(inputs: tuple, repeats: int) -> dict[str, float]:
@@ -130,7 +131,7 @@ def floors(inputs: tuple, repeats: int) -> dict[str, float]:
     return {kind: copying * n / (2 * pred.nbytes) for kind, n in moved.items()}
 
 
-def rounding(case: Case, scale: float, torch: TorchWorker | None) -> dict[str, dict[str, float]]:
+def rounding(case: Case, scale: float, torch: Torch | None) -> dict[str, dict[str, float]]:
     """The error of each contender in eps, of the value and of the gradient's worst entry.
 
     Entries below 1e-7 of the largest are compared with that.
@@ -156,7 +157,7 @@ def rounding(case: Case, scale: float, torch: TorchWorker | None) -> dict[str, d
     return errors
 
 
-def measure(case: Case, scale: float, repeats: int, torch: TorchWorker | None) -> Row:
+def measure(case: Case, scale: float, repeats: int, torch: Torch | None) -> Row:
     """One row of the table."""
     inputs = case.inputs(np.random.default_rng(0), scale)
     contenders = Contenders(case, inputs, torch)
@@ -287,7 +288,7 @@ def plot(rows: list[Row], path: str, title: str) -> None:
     figure.savefig(path, dpi=130)
 
 
-def versions(torch: TorchWorker | None) -> str:
+def versions(torch: Torch | None) -> str:
     """Device, versions and date."""
     parts = [f"{jax.devices()[0].device_kind}, jax {jax.__version__}"]
     parts += [f"optax {importlib.metadata.version('optax')}"]
@@ -300,7 +301,7 @@ def main(argv: list[str] | None = None) -> list[Row]:
     """Prints the tables and returns the rows."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="losses whose name holds this")
-    parser.add_argument("--repeats", type=int, default=21)
+    parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--quick", action="store_true", help="small inputs, to see that it runs")
     parser.add_argument("--no-torch", action="store_true", help="leave torch out")
     parser.add_argument("--scaling", action="store_true", help="cost by the number of rows")
@@ -316,7 +317,7 @@ def main(argv: list[str] | None = None) -> list[Row]:
         parser.error(f"no loss's name holds {options.only!r}: {', '.join(c.name for c in CASES)}")
     torch = None
     if not options.no_torch and importlib.util.find_spec("torch") is not None:
-        torch = TorchWorker(on_gpu=jax.default_backend() == "gpu")
+        torch = Torch(on_gpu=jax.default_backend() == "gpu")
     rows = []
     for case in cases:
         rows.append(measure(case, scale, repeats, torch))

@@ -181,6 +181,9 @@ def _shares(pred, target, class_weight):
 def _bce_value(pred, target, class_weight):
     positive, negative = _shares(pred, target, class_weight)
     _, _, tail = logistic(pred)
+    if class_weight is None:
+        # An exact 0 and the tail for a hard target on its own side: small losses keep their digits.
+        return (jnp.maximum(pred, 0) - positive * pred) + tail
     return positive * (jnp.maximum(-pred, 0) + tail) + negative * (jnp.maximum(pred, 0) + tail)
 
 

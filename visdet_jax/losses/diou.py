@@ -26,9 +26,31 @@ def _angle_between(pair, eps):
     w1, h1 = jnp.where(h1 < 0, -w1, w1), jnp.abs(h1)
     w2, h2 = jnp.where(h2 < 0, -w2, w2), jnp.abs(h2)
     sine, cosine = w2 * h1 - w1 * h2, h1 * h2 + w1 * w2
-    # Its gradient divides by the sum of their squares.
-    nothing = sine * sine + cosine * cosine < jnp.finfo(sine.dtype).tiny
-    return jnp.arctan2(sine, jnp.where(nothing, 1, cosine))
+    return _arctan2(sine, cosine)
+
+
+def _unit(y, x):
+    """Both over the larger of them, and that; 0, 1 and 1 of nothing."""
+    size = jnp.maximum(jnp.abs(x), jnp.abs(y))
+    nothing = size < jnp.finfo(x.dtype).tiny
+    size = jnp.where(nothing, 1, size)
+    return y / size, jnp.where(nothing, 1, x / size), size
+
+
+@jax.custom_jvp
+def _arctan2(y, x):
+    """The angle of (x, y) by half of it: arctan of one argument is the faster on a CPU."""
+    y, x, _ = _unit(y, x)
+    radius = jnp.sqrt(x * x + y * y)
+    left = x < 0
+    return 2 * jnp.arctan(jnp.where(left, radius - x, y) / jnp.where(left, y, radius + x))
+
+
+@_arctan2.defjvp
+def _arctan2_jvp(primals, tangents):
+    dy, dx = tangents
+    y, x, size = _unit(*primals)
+    return _arctan2(*primals), (x * dy - y * dx) / ((x * x + y * y) * size)
 
 
 @box_loss
