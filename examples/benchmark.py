@@ -29,6 +29,7 @@ import statistics
 import subprocess
 import sys
 import time
+import timeit
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -225,11 +226,11 @@ def every_time(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def scaling(quick: bool) -> str:
+def scaling(cases: list[Case], quick: bool) -> str:
     """Nanoseconds a row of value and gradient, by the number of rows."""
     sizes = (10**3, 10**4) if quick else (10**4, 10**5, 10**6, 10**7)
     lines = [f"{'ns a row, value+grad':<24}" + "".join(f"{n:>12,}" for n in sizes)]
-    for case in CASES:
+    for case in cases:
         if not case.rows_of:
             continue
         cells = []
@@ -249,10 +250,13 @@ def overheads() -> str:
     loss = visdet_jax.FocalLoss()
     pred, target = jnp.zeros((8, 4)), jnp.zeros(8, jnp.int32)
     jitted = jax.jit(lambda p, t: loss(p, t))
-    module, inside = (
-        1e3 * median_milliseconds(lambda call=call: jax.block_until_ready(call(pred, target)), 300)
-        for call in (loss, jitted)
-    )
+
+    def microseconds(call):
+        times = timeit.repeat(lambda: jax.block_until_ready(call(pred, target)), number=20)
+        return statistics.median(times) / 20 * 1e6
+
+    microseconds(loss), microseconds(jitted)  # compiles
+    module, inside = microseconds(loss), microseconds(jitted)
     clock = "time.perf_counter()"
     code = f"import jax, flax.nnx, time; t = {clock}; import visdet_jax; print({clock} - t)"
     imports = [
@@ -308,13 +312,13 @@ def main(argv: list[str] | None = None) -> list[Row]:
     parser.add_argument("--plot", metavar="PNG", help="draw the ratios")
     parser.add_argument("--markdown", action="store_true", help="the table as the README has it")
     options = parser.parse_args(argv)
-    if options.scaling:
-        print(scaling(options.quick))
-        return []
     scale, repeats = (0.002, 1) if options.quick else (1.0, options.repeats)
     cases = [case for case in CASES if options.only in case.name]
     if not cases:
         parser.error(f"no loss's name holds {options.only!r}: {', '.join(c.name for c in CASES)}")
+    if options.scaling:
+        print(scaling(cases, options.quick))
+        return []
     torch = None
     if not options.no_torch and importlib.util.find_spec("torch") is not None:
         torch = Torch(on_gpu=jax.default_backend() == "gpu")

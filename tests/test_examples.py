@@ -11,6 +11,7 @@ from visdet_jax import FocalLoss, GIoULoss
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
+import benchmark
 import head_cost
 import lookup
 import mmdet_configs
@@ -81,3 +82,29 @@ def test_head_cost(capsys):
     assert row["priors"] == 238
     assert all(value > 0 for value in row.values())
     assert "238" in head_cost.format_table({"FCOS": row})
+
+
+def test_benchmark(capsys):
+    """The contenders agree, and the tables name what was measured."""
+    rows = benchmark.main(["--quick", "--no-torch", "--only", "focal"])
+    assert [row.name for row in rows] == ["focal", "quality focal", "varifocal"]
+    for row in rows:
+        assert {"ours", "jnp"} <= set(row.times["value"])
+        assert all(time > 0 for times in row.times.values() for time in times.values())
+        assert row.temp < 1.1
+        assert row.errors["ours"]["value"] < 10
+    out = capsys.readouterr().out
+    assert f"jax {jax.__version__}" in out
+    assert "geometric mean" in out
+
+
+def test_benchmark_of_an_unknown_loss(capsys):
+    with pytest.raises(SystemExit):
+        benchmark.main(["--only", "fcal"])
+    assert "no loss's name holds 'fcal': focal, quality focal" in capsys.readouterr().err
+
+
+def test_benchmark_by_rows(capsys):
+    assert benchmark.main(["--quick", "--scaling", "--only", "L1"]) == []
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in lines[1:]] == ["L1", "smooth L1", "balanced L1"]

@@ -47,6 +47,16 @@ def test_power_elsewhere(exponent, x64):
     np.testing.assert_allclose(slopes[1], np.power(base, exponent) * np.log(base), rtol=1e-12)
 
 
+@pytest.mark.parametrize("exponent", [0, 1, 2, 3, 4])
+def test_power_of_a_known_exponent(exponent, x64):
+    base = jnp.array([0.0, 1e-3, 0.5, 1.0, 3.0], jnp.float64)
+    known = numerics.WholeExponent(exponent)
+    np.testing.assert_allclose(numerics.power(base, known), numerics.power(base, float(exponent)))
+    slopes = numerics.power_slope(base, float(exponent))
+    np.testing.assert_allclose(numerics.power_slope(base, known), slopes)
+    np.testing.assert_allclose(jax.vmap(jax.grad(numerics.power), (0, None))(base, known), slopes)
+
+
 LOGITS = np.array([-1e4, -100, -20, -1e-3, 0, 1e-3, 20, 100, 1e4])
 
 
@@ -61,6 +71,33 @@ def test_bce_with_logits(dtype, target, x64):
     sigmoid = np.exp(-np.logaddexp(0, -LOGITS))
     np.testing.assert_allclose(gradient[0], sigmoid - target, rtol=1e-6, atol=1e-7)
     np.testing.assert_allclose(gradient[1], -LOGITS, rtol=1e-6)
+
+
+@pytest.mark.parametrize("logistic", [numerics.logistic, numerics.logistic_of_slope])
+@pytest.mark.parametrize(("dtype", "ulp"), [(np.float32, 3), (np.float64, 7)])
+def test_logistic(logistic, dtype, ulp, x64):
+    """Of few ulp each, for small probabilities too."""
+    x = np.concatenate([LOGITS, np.linspace(-60, 60, 997)]).astype(dtype)
+    exact = x.astype(np.longdouble)
+    e = np.exp(-np.abs(exact))
+    near, far = 1 / (1 + e), e / (1 + e)
+    expected = np.where(x >= 0, near, far), np.where(x >= 0, far, near), np.log1p(e)
+    for got, want in zip(jax.jit(logistic)(x), expected, strict=True):
+        # XLA flushes what is below the smallest normal number to 0.
+        atol, rtol = float(np.finfo(dtype).tiny), ulp * float(np.finfo(dtype).eps)
+        np.testing.assert_allclose(got, want.astype(np.float64), rtol=rtol, atol=atol)
+
+
+def test_slopes_of_logistic(x64):
+    x = jnp.array([-30.0, -1.0, 0.0, 2.0, 40.0])
+    p, not_p, tail = (
+        jax.vmap(jax.grad(lambda x, i=i: numerics.logistic(x)[i]))(x) for i in range(3)
+    )
+    sigmoid = 1 / (1 + np.exp(-x))
+    np.testing.assert_allclose(p, sigmoid / (1 + np.exp(x)), rtol=1e-14)
+    np.testing.assert_allclose(not_p, -p)
+    # Of log(1 + exp(-|x|)); by symmetry 0 at 0.
+    np.testing.assert_allclose(tail, -np.sign(x) / (1 + np.exp(np.abs(x))), rtol=1e-14)
 
 
 def test_softplus(x64):
