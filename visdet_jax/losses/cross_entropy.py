@@ -181,10 +181,10 @@ def _shares(pred, target, class_weight):
 def _bce_value(pred, target, class_weight):
     positive, negative = _shares(pred, target, class_weight)
     _, _, tail = logistic(pred)
+    of_positive, of_negative = jnp.maximum(-pred, 0), jnp.maximum(pred, 0)
     if class_weight is None:
-        # An exact 0 and the tail for a hard target on its own side: small losses keep their digits.
-        return (jnp.maximum(pred, 0) - positive * pred) + tail
-    return positive * (jnp.maximum(-pred, 0) + tail) + negative * (jnp.maximum(pred, 0) + tail)
+        return positive * of_positive + negative * of_negative + tail
+    return positive * (of_positive + tail) + negative * (of_negative + tail)
 
 
 def _bce_slope(pred, target, class_weight):
