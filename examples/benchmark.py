@@ -6,7 +6,9 @@
     python examples/benchmark.py --scaling        # 10⁴ to 10⁷ rows
 
 The contenders take turns, one timed call each, and medians are compared. torch is one of them
-where it is installed. Columns, each for the value and for value and gradient by pred:
+where it is installed. Whole heads are measured by `head_cost.py`.
+
+Columns, for the value and for value and gradient by pred:
 
     ms          ours
     best        the fastest other contender
