@@ -2,6 +2,7 @@
 
 from visdet_jax import configs
 from visdet_jax.boxes import bbox_overlaps
+from visdet_jax.checks import Checked, checked
 from visdet_jax.losses import (
     GHMC,
     GHMR,
@@ -95,6 +96,7 @@ __all__ = [
     "BalancedL1Loss",
     "BoundedIoULoss",
     "CIoULoss",
+    "Checked",
     "CrossEntropyCustomLoss",
     "CrossEntropyLoss",
     "DIoULoss",
@@ -132,6 +134,7 @@ __all__ = [
     "binary_cross_entropy",
     "bounded_iou_loss",
     "build_loss",
+    "checked",
     "ciou_loss",
     "configs",
     "cross_entropy",

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from visdet_jax.checks import AVG_FACTOR, FINITE, WEIGHT, Expected, read_rows
 from visdet_jax.reduction import REDUCTIONS
 
 
@@ -87,6 +88,26 @@ class Loss(Config):
     ) -> jax.Array:
         """The loss before `loss_weight`; `reduce` holds `reduction` and `avg_factor`."""
         raise NotImplementedError(f"{type(self).__name__} must define compute")
+
+    def expects(
+        self,
+        pred: jax.Array,
+        target: Any,
+        weight: jax.Array | None = None,
+        avg_factor: jax.Array | float | None = None,
+        reduction_override: str | None = None,
+        **extra: Any,
+    ) -> list[Expected]:
+        """What `checked` looks at in a call: its arguments, and what their values must be."""
+        for name in ("label_weight", "label_weights"):  # the reference's names for it
+            weight = extra.pop(name, None) if weight is None else weight
+        arguments = self.rules(pred, target, **extra)
+        rows = read_rows([*arguments, Expected("weight", weight, WEIGHT)], weight)
+        return [*rows, Expected("avg_factor", avg_factor, AVG_FACTOR)]
+
+    def rules(self, pred: jax.Array, target: Any, **extra: Any) -> list[Expected]:
+        """What `pred`, `target` and the loss's own keywords must be: finite, unless redefined."""
+        return [Expected("pred", pred, FINITE), Expected("target", target, FINITE)]
 
     def init(self) -> Any:
         """The state before the first `update`: () for a loss that keeps none."""

@@ -10,12 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from visdet_jax.checks import BOXES, FINITE, Expected, Rule
 from visdet_jax.detectors.assigner import without_padding
 from visdet_jax.detectors.criterion import Criterion
 from visdet_jax.detectors.priors import Grid, Sizes
 from visdet_jax.detectors.structures import Detections, HeadOutputs, HeadTargets, Rows
 from visdet_jax.function import check_array, check_labels, compute_dtype, errors_named
 from visdet_jax.module import Config, Loss
+from visdet_jax.reduction import reduce_sum
 
 
 def compiled(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -170,6 +172,46 @@ class Head(Config):
         return Detections(
             self.boxes(self.grid(sizes, dtype), maps["bbox_preds"], image_shapes), scores
         )
+
+    def expects(
+        self,
+        outputs: HeadOutputs,
+        gt_boxes: jax.Array,
+        gt_labels: jax.Array,
+        image_shapes: jax.Array | None = None,
+        pad_shapes: jax.Array | None = None,
+        *,
+        axis_name: str | tuple[str, ...] | None = None,
+    ) -> list[Expected]:
+        """What `checked` looks at: the arguments of `loss`, and what their values must be."""
+        exists = jnp.asarray(gt_labels) >= 0
+        finest = np.asarray(outputs.cls_scores[0].shape[1:3]) * self.strides[0]
+        shapes = jnp.asarray(finest[None] if image_shapes is None else image_shapes)
+        height, width = jnp.moveaxis(shapes[:, None], -1, 0).astype(gt_boxes.dtype)
+        outside = Rule(
+            lambda box: (
+                (box[..., 2] <= 0)
+                | (box[..., 3] <= 0)
+                | (box[..., 0] >= width)
+                | (box[..., 1] >= height)
+            ),
+            "lies outside its image",
+        )
+        last = self.num_classes - 1
+        labels = Rule(lambda x: x > last, f"must be from 0 to {last}, or negative for padding")
+        some = Rule(lambda x: x == 0, "every image is without ground truth")
+        count = reduce_sum(exists.sum(), axis_name)
+        return [
+            *(
+                Expected(f"{name}[{level}]", x, FINITE)
+                for name in self.channels
+                for level, x in enumerate(getattr(outputs, name))
+            ),
+            Expected("number of boxes", count, some),
+            Expected("gt_labels", gt_labels, labels),
+            Expected("gt_boxes", gt_boxes, BOXES, exists),
+            Expected("gt_boxes", gt_boxes, outside, exists),
+        ]
 
     # What a subclass defines.
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from visdet_jax.checks import FINITE, Expected, classes
 from visdet_jax.function import as_dtype, check_labels, compute_dtype, jitted
 from visdet_jax.module import Config
 from visdet_jax.registry import LOSSES
@@ -77,6 +78,11 @@ class Accuracy(Config):
 
     topk: int | tuple[int, ...] = (1,)
     thresh: float | None = None
+
+    def expects(self, pred, target):
+        """See `Loss.expects`."""
+        labels = classes(pred.shape[1] - 1)
+        return [Expected("pred", pred, FINITE), Expected("target", target, labels)]
 
     def __call__(self, pred, target):
         return accuracy(pred, target, self.topk, self.thresh)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from visdet_jax.checks import FINITE, Expected, Rule
 from visdet_jax.function import as_dtype, check_array, check_same_shape, compute_dtype, jitted
 from visdet_jax.module import Config
 from visdet_jax.numerics import absolute, divide
@@ -128,6 +129,22 @@ class AssociativeEmbeddingLoss(Config):
 
     pull_weight: float = 0.25
     push_weight: float = 0.25
+
+    def expects(self, pred, target, match, mask=None):
+        """See `Loss.expects`."""
+        if not hasattr(match, "shape"):
+            match, mask = _padded(match)
+        height, width = pred.shape[-2:]
+        inside = Rule(
+            lambda x: (x < 0) | (x >= jnp.array([height, width], x.dtype).reshape(1, 1, 1, 2)),
+            f"must be a cell (y, x) of the {height} × {width} map",
+        )
+        used = None if mask is None else mask[:, :, None, None] != 0
+        return [
+            Expected("pred", pred, FINITE),
+            Expected("target", target, FINITE),
+            Expected("match", match, inside, used),
+        ]
 
     def __call__(self, pred, target, match, mask=None):
         return associative_embedding_loss(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from visdet_jax.checks import BOXES, Expected
 from visdet_jax.function import check_same_shape
 from visdet_jax.module import Loss
 from visdet_jax.pairs import columns
@@ -56,3 +57,6 @@ def _weight_of_boxes(boxes: jax.Array, weight: jax.Array) -> jax.Array:
 @dataclass(frozen=True, kw_only=True)
 class BoxLoss(Loss):
     """Base of the losses that are of boxes, and of no other four numbers."""
+
+    def rules(self, pred, target, **extra):
+        return [Expected("pred", pred, BOXES), Expected("target", target, BOXES)]

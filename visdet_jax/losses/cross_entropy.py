@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from visdet_jax.checks import LOGITS, UNIT, Expected, Rule, classes
 from visdet_jax.closed_form import closed_form
 from visdet_jax.function import (
     check_labels,
@@ -280,6 +281,33 @@ class CrossEntropyLoss(Loss):
                 f"{type(self).__name__}: ignored labels count in the mean; "
                 "avg_non_ignore=True leaves them out, as torch's own cross entropy does"
             )
+
+    def expects(self, pred, target, weight=None, *args, label=None, **options):
+        if self.use_mask and label is None:
+            label, weight = weight, None  # the third argument, as in `compute`
+        return super().expects(pred, target, weight, *args, label=label, **options)
+
+    def rules(self, pred, target, *, ignore_index=None, label=None, **extra):
+        arguments = [Expected("pred", pred, LOGITS)]
+        if self.use_mask:
+            masks = Expected("target", target, UNIT)
+            return [*arguments, masks, Expected("label", label, classes(pred.shape[1] - 1))]
+        if ignore_index is None:
+            ignore_index = IGNORE_INDEX if self.ignore_index is None else self.ignore_index
+        if target.ndim < pred.ndim:
+            channels = pred.shape[-1 if self.use_sigmoid else 1]
+            # With sigmoids every channel is a class, and the index after them background.
+            last = channels if self.use_sigmoid else channels - 1
+            labels = classes(last, ignore_index, background=self.use_sigmoid)
+            return [*arguments, Expected("target", target, labels)]
+        scores = UNIT
+        if self.use_sigmoid:
+            scores = Rule(
+                lambda x: UNIT.bad(x) & (x != -1) & (x != ignore_index),
+                f"must be in [0, 1], or -1 or {ignore_index} to be ignored",
+                ignored=lambda x: (x == -1) | (x == ignore_index),
+            )
+        return [*arguments, Expected("target", target, scores)]
 
     def compute(self, pred, target, weight, *, ignore_index=None, label=None, **reduce):
         class_weight = self._class_weight(pred)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from visdet_jax.checks import LOGITS, UNIT, Expected
 from visdet_jax.function import check_same_shape
 from visdet_jax.module import Loss
 from visdet_jax.numerics import divide
@@ -79,6 +80,10 @@ class DiceLoss(Loss):
         super().__post_init__()
         if self.activate and not self.use_sigmoid:
             self.refuse("use_sigmoid=False needs activate=False: no other activation is there")
+
+    def rules(self, pred, target, **extra):
+        of_pred = LOGITS if self.activate else UNIT
+        return [Expected("pred", pred, of_pred), Expected("target", target, UNIT)]
 
     def compute(self, pred, target, weight, **reduce):
         loss = dice_loss_with_logits if self.activate else dice_loss

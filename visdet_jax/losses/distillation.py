@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from visdet_jax.checks import LOGITS, Expected
 from visdet_jax.function import as_dtype, check_same_shape, compute_dtype, jitted
 from visdet_jax.module import Loss
 from visdet_jax.reduction import spread_weight, weight_reduce_loss
@@ -58,6 +59,9 @@ class KnowledgeDistillationKLDivLoss(Loss):
         super().__post_init__()
         if not isinstance(self.T, jax.Array) and self.T < 1:
             self.refuse(f"T must be ≥ 1, got {self.T!r}")
+
+    def rules(self, pred, target, **extra):
+        return [Expected("pred", pred, LOGITS), Expected("target", target, LOGITS)]
 
     def compute(self, pred, target, weight, **reduce):
         return knowledge_distillation_kl_div_loss(pred, target, weight, T=self.T, **reduce)

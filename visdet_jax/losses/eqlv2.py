@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from visdet_jax.checks import LOGITS, Expected, classes
 from visdet_jax.function import as_dtype, check_labels, compute_dtype, jitted
 from visdet_jax.module import StatefulLoss
 from visdet_jax.numerics import bce_with_logits
@@ -151,6 +152,10 @@ class EQLV2Loss(StatefulLoss):
         # Each its own buffer, or the state could not be donated.
         classes = self.num_classes
         return EQLV2State(jnp.zeros(classes), jnp.zeros(classes), jnp.full(classes, 100.0))
+
+    def rules(self, pred, target, **extra):
+        labels = classes(self.num_classes, background=True)
+        return [Expected("pred", pred, LOGITS), Expected("target", target, labels)]
 
     def step(self, state, pred, target, weight, *, axis_name=None, **reduce):
         shape = {"mu": self.mu, "alpha": self.alpha, "gamma": self.gamma}

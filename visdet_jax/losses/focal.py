@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from visdet_jax.checks import LOGITS, UNIT, Expected, labels_or_scores
 from visdet_jax.closed_form import closed_form
 from visdet_jax.function import (
     as_dtype,
@@ -146,6 +147,11 @@ class FocalLoss(Loss):
     def __post_init__(self):
         super().__post_init__()
         self.refuse_softmax(self.use_sigmoid)
+
+    def rules(self, pred, target, **extra):
+        of_pred = UNIT if self.activated else LOGITS
+        labels = labels_or_scores(pred, target)
+        return [Expected("pred", pred, of_pred), Expected("target", target, labels)]
 
     def compute(self, pred, target, weight, **reduce):
         return sigmoid_focal_loss(

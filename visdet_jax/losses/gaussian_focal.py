@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
+from visdet_jax.checks import UNIT, Expected
 from visdet_jax.closed_form import closed_form
 from visdet_jax.function import as_dtype, check_labels, check_same_shape, compute_dtype, jitted
 from visdet_jax.module import Loss
@@ -150,6 +151,9 @@ class GaussianFocalLoss(Loss):
     gamma: float = 4.0
     pos_weight: float = 1.0
     neg_weight: float = 1.0
+
+    def rules(self, pred, target, **extra):
+        return [Expected("pred", pred, UNIT), Expected("target", target, UNIT)]
 
     def compute(self, pred, target, weight, *, pos_inds=None, pos_labels=None, **reduce):
         settings = {

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from visdet_jax.checks import LOGITS, UNIT, Expected, Rule, classes
 from visdet_jax.closed_form import closed_form
 from visdet_jax.function import (
     as_dtype,
@@ -180,6 +181,15 @@ class QualityFocalLoss(Loss):
         super().__post_init__()
         self.refuse_softmax(self.use_sigmoid)
 
+    def rules(self, pred, target, **extra):
+        of_pred = Expected("pred", pred, UNIT if self.activated else LOGITS)
+        if not isinstance(target, tuple | list):
+            return [of_pred, Expected("target", target, UNIT)]
+        label, score = target
+        # -1 is background here, not a mark for rows to skip.
+        labels = classes(pred.shape[-1], background=True)._replace(ignored=None)
+        return [of_pred, Expected("label", label, labels), Expected("score", score, UNIT)]
+
     def compute(self, pred, target, weight, **reduce):
         return quality_focal_loss(
             pred, target, weight, beta=self.beta, activated=self.activated, **reduce
@@ -190,6 +200,15 @@ class QualityFocalLoss(Loss):
 @dataclass(frozen=True, kw_only=True)
 class DistributionFocalLoss(Loss):
     """Flax shim of `distribution_focal_loss`."""
+
+    def rules(self, pred, target, **extra):
+        last = pred.shape[-1] - 1
+        bins = Rule(
+            lambda x: ~((x >= 0) & (x <= last) | (x <= -1)),
+            f"must be from 0 to {last}, the last bin, or -1 to be ignored",
+            ignored=lambda x: x <= -1,
+        )
+        return [Expected("pred", pred, LOGITS), Expected("target", target, bins)]
 
     def compute(self, pred, target, weight, **reduce):
         return distribution_focal_loss(pred, target, weight, **reduce)

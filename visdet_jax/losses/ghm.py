@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from visdet_jax.checks import LOGITS, Expected, labels_or_scores
 from visdet_jax.function import as_dtype, check_labels, check_same_shape, compute_dtype, jitted
 from visdet_jax.module import StatefulLoss
 from visdet_jax.numerics import bce_with_logits, divide
@@ -225,6 +226,10 @@ class GHMC(_GHM):
     def __post_init__(self):
         super().__post_init__()
         self.refuse_softmax(self.use_sigmoid)
+
+    def rules(self, pred, target, **extra):
+        labels = labels_or_scores(pred, target)._replace(ignored=None)  # -1 is background here
+        return [Expected("pred", pred, LOGITS), Expected("target", target, labels)]
 
     def step(
         self,

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from visdet_jax.checks import FINITE, UNIT, Expected
 from visdet_jax.function import as_dtype, check_same_shape, compute_dtype, jitted, replicated
 from visdet_jax.module import Loss
 from visdet_jax.numerics import clamp
@@ -118,6 +119,9 @@ class MarginL2Loss(Loss):
     pos_margin: float = -1.0
     neg_margin: float = -1.0
     hard_mining: bool = False
+
+    def rules(self, pred, target, **extra):
+        return [Expected("pred", pred, FINITE), Expected("target", target, UNIT)]
 
     def compute(self, pred, target, weight, *, key=None, **reduce):
         return margin_l2_loss(

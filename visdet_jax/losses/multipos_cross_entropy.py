@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from visdet_jax.checks import LOGITS, Expected, Rule
 from visdet_jax.function import check_same_shape
 from visdet_jax.module import Loss
 from visdet_jax.numerics import softplus
@@ -49,6 +50,10 @@ def _logsumexp(x):
 @dataclass(frozen=True, kw_only=True)
 class MultiPosCrossEntropyLoss(Loss):
     """Flax shim of `multi_pos_cross_entropy`."""
+
+    def rules(self, pred, target, **extra):
+        right = Rule(lambda x: (x != 0) & ~(x >= 1), "must be 0 or 1")
+        return [Expected("pred", pred, LOGITS), Expected("target", target, right)]
 
     def compute(self, pred, target, weight, **reduce):
         return multi_pos_cross_entropy(pred, target, weight, **reduce)

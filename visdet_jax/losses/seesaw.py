@@ -6,6 +6,7 @@ from typing import ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from visdet_jax.checks import LOGITS, Expected, classes
 from visdet_jax.function import as_dtype, check_array, check_labels, compute_dtype, jitted
 from visdet_jax.losses.accuracy import accuracy, masked_accuracy
 from visdet_jax.losses.cross_entropy import cross_entropy
@@ -212,6 +213,10 @@ class SeesawLoss(StatefulLoss):
 
     def init(self):
         return SeesawState(jnp.zeros(self.num_classes + 1))
+
+    def rules(self, pred, target, **extra):
+        labels = classes(self.num_classes, background=True)
+        return [Expected("pred", pred, LOGITS), Expected("target", target, labels)]
 
     def step(self, state, pred, target, weight, *, label_weights=None, axis_name=None, **reduce):
         weight = self.one_of(weight=weight, label_weights=label_weights)

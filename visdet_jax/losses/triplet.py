@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from visdet_jax.checks import FINITE, Expected
 from visdet_jax.function import as_dtype, check_labels, compute_dtype, jitted, replicated
 from visdet_jax.module import Loss
 from visdet_jax.numerics import clamp_min
@@ -68,6 +69,9 @@ class TripletLoss(Loss):
         super().__post_init__()
         if not self.hard_mining:
             self.refuse("hard_mining must be True: there is no other form")
+
+    def rules(self, pred, target, **extra):
+        return [Expected("pred", pred, FINITE)]
 
     def compute(self, pred, target, weight, **reduce):
         return triplet_loss(pred, target, weight, margin=self.margin, **reduce)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from visdet_jax.checks import LOGITS, UNIT, Expected
 from visdet_jax.function import check_same_shape
 from visdet_jax.module import Loss
 from visdet_jax.numerics import logistic, logistic_of_slope, power, power_slope
@@ -63,6 +64,9 @@ class VarifocalLoss(Loss):
         self.refuse_softmax(self.use_sigmoid)
         if not isinstance(self.alpha, jax.Array) and self.alpha < 0:
             self.refuse(f"alpha must be ≥ 0, got {self.alpha!r}")
+
+    def rules(self, pred, target, **extra):
+        return [Expected("pred", pred, LOGITS), Expected("target", target, UNIT)]
 
     def compute(self, pred, target, weight, **reduce):
         return varifocal_loss(
