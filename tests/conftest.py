@@ -46,6 +46,12 @@ def x64():
     jax.config.update("jax_enable_x64", before)
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--fuzz", type=int, default=0, metavar="N", help="examples for test_fuzz.py, drawn anew"
+    )
+
+
 def pytest_configure(config):
     config.addinivalue_line(
         "markers", "example: runs an example; JAX's promotion is as users have it"
