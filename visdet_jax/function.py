@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
@@ -79,6 +80,12 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
 
 
 _BETWEEN = ("visdet_jax", "flax", "jax", "contextlib")
+
+
+def exportable(cls: type) -> type:
+    """Lets a NamedTuple be an argument of what `jax.export` serialises."""
+    name = f"visdet_jax.{cls.__name__}"
+    return jax.export.register_namedtuple_serialization(cls, serialized_name=name)
 
 
 def class_mask(labels: jax.Array, classes: int) -> jax.Array:

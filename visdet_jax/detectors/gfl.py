@@ -79,7 +79,7 @@ class GFLHead(AnchorHead):
         criterion.add("loss_cls", rows.cls_scores, labels, targets.label_weights, count)
         criterion.add("loss_bbox", pred, target, certainty, 1.0)
         bins = self.bbox_coder.encode(points, target, self.reg_max)
-        sides = (len(bins), -1)
+        sides = (bins.shape[0], -1)
         criterion.add(
             "loss_dfl",
             logits.reshape(*sides, self.reg_max + 1),

@@ -339,7 +339,7 @@ class Head(Config):
             ("pad_shapes", pad_shapes, np.inf),
         ):
             if given is None:
-                given = np.broadcast_to(default, (batch, 2))
+                given = jnp.broadcast_to(jnp.asarray(default), (batch, 2))
             if np.shape(given) != (batch, 2):
                 raise ValueError(f"{name} must have shape ({batch}, 2), got {np.shape(given)}")
             shapes.append(jnp.asarray(given).astype(dtype))
@@ -353,7 +353,7 @@ class Head(Config):
         return {
             # In two steps, which a batch that is sharded over an explicit mesh can follow.
             name: [
-                x.reshape(*x.shape[:3], -1, size).reshape(len(x), -1, size)
+                x.reshape(*x.shape[:3], -1, size).reshape(x.shape[0], -1, size)
                 for x in getattr(outputs, name)
             ]
             for name, size in self.channels.items()

@@ -6,7 +6,10 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from visdet_jax.function import exportable
 
+
+@exportable
 class HeadOutputs(NamedTuple):
     """What a network gives, level by level, channels last: what mmdet's `loss_by_feat` gets.
 
@@ -19,6 +22,7 @@ class HeadOutputs(NamedTuple):
     centernesses: Sequence[jax.Array] | None = None  # (B, H, W, A) logits, where the head has them
 
 
+@exportable
 class HeadTargets(NamedTuple):
     """What each of the N priors of B images learns."""
 
@@ -30,6 +34,7 @@ class HeadTargets(NamedTuple):
     centerness: jax.Array | None = None  # (B, N) 0 where there is no box
 
 
+@exportable
 class Detections(NamedTuple):
     """What the outputs say, before non-maximum suppression."""
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from visdet_jax.checks import LOGITS, Expected, classes
-from visdet_jax.function import as_dtype, check_labels, compute_dtype, jitted
+from visdet_jax.function import as_dtype, check_labels, compute_dtype, exportable, jitted
 from visdet_jax.module import StatefulLoss
 from visdet_jax.numerics import bce_with_logits
 from visdet_jax.reduction import (
@@ -19,6 +19,7 @@ from visdet_jax.reduction import (
 from visdet_jax.registry import LOSSES
 
 
+@exportable
 class EQLV2State(NamedTuple):
     """What equalization loss v2 remembers, (num_classes,) each.
 

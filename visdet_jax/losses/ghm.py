@@ -8,7 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from visdet_jax.checks import LOGITS, Expected, labels_or_scores
-from visdet_jax.function import as_dtype, check_labels, check_same_shape, compute_dtype, jitted
+from visdet_jax.function import (
+    as_dtype,
+    check_labels,
+    check_same_shape,
+    compute_dtype,
+    exportable,
+    jitted,
+)
 from visdet_jax.module import StatefulLoss
 from visdet_jax.numerics import bce_with_logits, divide
 from visdet_jax.reduction import reduce_sum, spread_weight, weight_reduce_loss
@@ -19,6 +26,7 @@ _CLASS_TOP = 1 + 1e-6
 _BOX_TOP = 1e3
 
 
+@exportable
 class GHMState(NamedTuple):
     """What GHM remembers.
 

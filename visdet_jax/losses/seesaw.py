@@ -7,7 +7,14 @@ import jax
 import jax.numpy as jnp
 
 from visdet_jax.checks import LOGITS, Expected, classes
-from visdet_jax.function import as_dtype, check_array, check_labels, compute_dtype, jitted
+from visdet_jax.function import (
+    as_dtype,
+    check_array,
+    check_labels,
+    compute_dtype,
+    exportable,
+    jitted,
+)
 from visdet_jax.losses.accuracy import accuracy, masked_accuracy
 from visdet_jax.losses.cross_entropy import cross_entropy
 from visdet_jax.module import StatefulLoss
@@ -22,6 +29,7 @@ from visdet_jax.reduction import (
 from visdet_jax.registry import LOSSES
 
 
+@exportable
 class SeesawState(NamedTuple):
     """What seesaw loss remembers.
 

@@ -48,7 +48,8 @@ def triplet_loss(pred, target, weight=None, *, margin=0.3, reduction="mean", avg
     product = jnp.matmul(pred, everyone.T, precision=jax.lax.Precision.HIGHEST)
     square = square[:, None] + replicated(square)[None, :] - 2 * product
     # A row's distance to itself is 0, without the rounding of a difference of squares.
-    itself = jnp.eye(len(target), dtype=bool)
+    row = jnp.arange(target.shape[0])
+    itself = row[:, None] == row[None, :]
     distance = jnp.sqrt(clamp_min(jnp.where(itself, 0, square), 1e-12))
     furthest = jnp.max(jnp.where(same, distance, 0), axis=1, initial=0)
     lonely = ~other.any(1)
