@@ -1,0 +1,54 @@
+"""JAX's own switches for finding faults: none of them complains of a loss or head on valid input.
+
+Rank and dtype promotion are forbidden in every test (conftest.py). NaN in padding, which is never
+read, is for `jax_debug_nans` a NaN as any other: such a head is given real boxes there.
+"""
+
+import functools
+import operator
+
+import jax
+import numpy as np
+import pytest
+
+from cases import CASES
+from head_cases import ROWS as HEADS
+from head_cases import boxes_for, outputs_for, total
+from visdet_jax import build_loss
+
+SWITCHES = {"nans": lambda: jax.debug_nans(True), "leaks": jax.checking_leaks}
+
+
+def holds(switch, function, *arguments):
+    """Within one jit, and with only the library's own."""
+    with SWITCHES[switch]():
+        values = jax.jit(function)(*arguments), function(*arguments)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(values))
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+@pytest.mark.parametrize("make", ["inputs", "extremes"])
+@pytest.mark.parametrize("name", CASES)
+def test_losses(name, make, switch):
+    for row in CASES[name]:
+        loss = build_loss({"type": name, **row.config})
+        pred, target, *keywords = getattr(row, make)(np.random.default_rng(0))
+        keywords = keywords[0] if keywords else {}
+
+        def value(pred, loss=loss, target=target, keywords=keywords):
+            if hasattr(loss, "update"):
+                result = loss.update(loss.init(), pred, target, **keywords)[0]
+            else:
+                result = loss(pred, target, **keywords)
+            return functools.reduce(operator.add, jax.tree.leaves(result)).sum()
+
+        holds(switch, value if row.is_metric else jax.value_and_grad(value), pred)
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+@pytest.mark.parametrize("name", HEADS)
+def test_heads(name, switch):
+    head = HEADS[name].head()
+    outputs, (boxes, labels) = outputs_for(head), boxes_for((3, 0), 3)
+    boxes = np.nan_to_num(boxes)
+    holds(switch, jax.value_and_grad(lambda o: total(head.loss(o, boxes, labels))), outputs)
