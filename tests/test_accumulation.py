@@ -73,3 +73,24 @@ def test_rematerialised_heads_are_the_same(name):
 
     remade = jax.value_and_grad(jax.checkpoint(value))(outputs)
     close(remade, jax.value_and_grad(value)(outputs))
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_head_after_a_network_in_micro_batches(name):
+    """A head divides by its batch's counts, so it takes the outputs of all micro-batches."""
+    head = HEADS[name].head()
+    outputs, truth = outputs_for(head), boxes_for((2, 0), 3)
+
+    def network(scale, images):
+        return jax.tree.map(lambda x: scale * x, images)
+
+    def whole(scale):
+        return total(head.loss(network(scale, outputs), *truth))
+
+    def in_parts(scale):
+        parts = jax.tree.map(lambda x: x.reshape(2, -1, *x.shape[1:]), outputs)
+        parts = jax.lax.map(jax.checkpoint(functools.partial(network, scale)), parts)
+        return total(head.loss(jax.tree.map(jnp.concatenate, parts), *truth))
+
+    scale = jnp.float32(0.9)
+    close(jax.jit(jax.value_and_grad(in_parts))(scale), jax.value_and_grad(whole)(scale))

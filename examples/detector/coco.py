@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from .data import (
+    ALL,
     IGNORED,
     DataError,
     Letterbox,
@@ -59,7 +60,7 @@ class Coco:
                 stacklevel=2,
             )
 
-    def train_batch(self, step: int) -> dict[str, np.ndarray]:
+    def train_batch(self, step: int, rows: slice = ALL) -> dict[str, np.ndarray]:
         """The next images of an order shuffled anew each time through the data."""
         size = len(self.train.paths)
         positions = step * self.batch_size + np.arange(self.batch_size)
@@ -67,18 +68,21 @@ class Coco:
             epoch: np.random.default_rng((self.seed, 0, int(epoch))).permutation(size)
             for epoch in np.unique(positions // size)
         }
+        indices = [int(orders[p // size][p % size]) for p in positions]
         rng = np.random.default_rng((self.seed, 1, step))
-        samples = [self._sample(int(orders[p // size][p % size]), rng) for p in positions]
-        return make_batch(samples, self.max_boxes)
+        flipped = rng.random(self.batch_size) < 0.5
+        factors = rng.uniform(0.7, 1.3, self.batch_size)
+        chosen = zip(indices[rows], flipped[rows], factors[rows], strict=True)
+        return make_batch([self._sample(*choice) for choice in chosen], self.max_boxes)
 
     def _sample(
-        self, index: int, rng: np.random.Generator
+        self, index: int, flipped: bool, factor: float
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         image, place = letterbox(self.train.read(index), self.image_size)
         boxes = place.forward(self.train.boxes[index])
-        if rng.random() < 0.5:
+        if flipped:
             image, boxes = flip(image, boxes)
-        return brighten(image, rng.uniform(0.7, 1.3)), boxes, self.train.labels[index]
+        return brighten(image, factor), boxes, self.train.labels[index]
 
 
 class CocoFile:

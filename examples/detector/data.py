@@ -16,6 +16,7 @@ from PIL import Image
 PADDING = -1  # a row that only fills the array up to its static size
 IGNORED = -2  # of no use for training and not counted in evaluation, such as a COCO crowd
 VISIBLE = 0.5  # of an object's area, for its box to count
+ALL = slice(None)
 
 
 class DataError(ValueError):
@@ -58,8 +59,8 @@ class Dataset(Protocol):
     class_names: list[str]
     validation: list[ValidationSet]
 
-    def train_batch(self, step: int) -> dict[str, np.ndarray]:
-        """The batch of one step: the same arrays whenever it is asked for."""
+    def train_batch(self, step: int, rows: slice = ALL) -> dict[str, np.ndarray]:
+        """The batch of one step, or some rows of it: the same whenever it is asked for."""
 
 
 def read_json(path: Path) -> dict:

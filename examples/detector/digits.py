@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from .data import Letterbox, ValidationSet, coco_dict, make_batch
+from .data import ALL, Letterbox, ValidationSet, coco_dict, make_batch
 
 TRAIN_DIGITS = 1437  # of 1797; the others, in the order of the data set, validate
 VALIDATION_SCENES = 200
@@ -38,13 +38,13 @@ class Digits:
             )
         ]
 
-    def train_batch(self, step: int) -> dict[str, np.ndarray]:
+    def train_batch(self, step: int, rows: slice = ALL) -> dict[str, np.ndarray]:
         """New scenes; not mirrored, for a turned 6 is a 9."""
         rng = np.random.default_rng((self.seed, step))
         scenes = [
             draw_scene(rng, *self.train_digits, self.image_size) for _ in range(self.batch_size)
         ]
-        return make_batch(scenes, self.max_boxes)
+        return make_batch(scenes[rows], self.max_boxes)
 
 
 def draw_scene(

@@ -26,8 +26,11 @@ EMA_DECAY = 0.98
 class Trainer:
     """A detector of one head: its state, its training step, its predictions."""
 
-    def __init__(self, head: Head, steps: int, seed: int):
-        self.head, self.steps = head, steps
+    def __init__(
+        self, head: Head, steps: int, seed: int, sharding: jax.sharding.Sharding | None = None
+    ):
+        """`sharding`: where the state lies, if not on the one device."""
+        self.head, self.steps, self.sharding = head, steps, sharding
         self.loss_names = list(head.init())
         warmup = max(1, steps // 20)
         schedule = optax.warmup_cosine_decay_schedule(0.0, LEARNING_RATE, warmup, max(steps, 2))
@@ -48,7 +51,8 @@ class Trainer:
     def initial_state(self) -> dict:
         """The state before the first step."""
 
-        @jax.jit  # op by op, this is 190 small compilations
+        # op by op, this is 190 small compilations
+        @functools.partial(jax.jit, out_shardings=self.sharding)
         def make() -> dict:
             params = nnx.state(self.make_model())
             return {
@@ -86,7 +90,9 @@ class Trainer:
     def train(self, state: dict, dataset: Dataset, checkpoints: ocp.CheckpointManager) -> dict:
         """The state after the last step, saved ten times on the way."""
         first = int(state["step"])
-        with tqdm(total=self.steps, initial=first, unit="step") as progress:
+        with tqdm(
+            total=self.steps, initial=first, unit="step", disable=jax.process_index() > 0
+        ) as progress:
             for step in range(first, self.steps):
                 state = self.step(state, dataset.train_batch(step))
                 progress.update()
@@ -118,8 +124,9 @@ class Trainer:
 def train_in_folder(trainer: Trainer, dataset: Dataset, folder: Path, options: dict) -> dict:
     """The state after training, from the folder's last checkpoint on if there is one."""
     state = trainer.initial_state()
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(options, indent=2) + "\n", encoding="utf-8")
+    if jax.process_index() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(options, indent=2) + "\n", encoding="utf-8")
     # Not asynchronous: the next step reuses the memory of the state that would still be written.
     saving = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
     with ocp.CheckpointManager((folder / "checkpoints").resolve(), options=saving) as checkpoints:

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from .data import (
+    ALL,
     DataError,
     Letterbox,
     ValidationSet,
@@ -51,10 +52,11 @@ class Trees:
             _validation_set("unseen", unseen, unseen_boxes, unseen_labels, multiple),
         ]
 
-    def train_batch(self, step: int) -> dict[str, np.ndarray]:
+    def train_batch(self, step: int, rows: slice = ALL) -> dict[str, np.ndarray]:
         """Random crops, turned and mirrored: an aerial photograph has no upright direction."""
         rng = np.random.default_rng((self.seed, step))
-        return make_batch([self._crop(rng) for _ in range(self.batch_size)], self.max_boxes)
+        crops = [self._crop(rng) for _ in range(self.batch_size)]
+        return make_batch(crops[rows], self.max_boxes)
 
     def _crop(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         size = self.image_size

@@ -1,0 +1,115 @@
+"""The training example over devices and processes: the numbers of one device."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+
+import orbax.checkpoint as ocp
+
+import train_distributed
+from detector import digits
+from detector.config import read_options
+from detector.heads import make_head
+from detector.training import Trainer, train_in_folder
+from train_detector import build_dataset
+
+pytestmark = pytest.mark.example
+
+RUN = ["--data", "digits", "--steps", "4", "--batch-size", "8"]
+
+
+def in_processes(*arguments):
+    """A run in two processes of two devices each."""
+    command = [sys.executable, train_distributed.__file__, "--processes", "2"]
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "4 devices in 2 processes" in done.stdout
+
+
+def assert_same_run(folder, expected):
+    """The last checkpoint in the folder is the expected state."""
+    with ocp.CheckpointManager((folder / "checkpoints").resolve()) as checkpoints:
+        assert checkpoints.latest_step() == expected["step"] == 4
+        state = checkpoints.restore(4, args=ocp.args.StandardRestore(expected))
+    chex.assert_trees_all_close(state["history"], expected["history"], rtol=1e-4)
+    chex.assert_trees_all_close(state["params"], expected["params"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def one_device(tmp_path_factory):
+    """The main example's training: one process, one device."""
+    folder = tmp_path_factory.mktemp("one") / "run"
+    ((_, options),) = read_options([*RUN, "--out", str(folder)])[0].items()
+    dataset = build_dataset(options)
+    head = make_head(options["model"], len(dataset.class_names), options["strides"])
+    return train_in_folder(
+        Trainer(head, options["steps"], options["seed"]), dataset, folder, options
+    )
+
+
+def test_two_processes_are_one(one_device, tmp_path):
+    in_processes(*RUN, "--out", str(tmp_path / "run"))
+    assert_same_run(tmp_path / "run", one_device)
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert (metrics["devices"], metrics["processes"]) == (4, 2)
+    assert len(metrics["train_losses"]["loss_bbox"]) == 4
+
+
+def test_a_run_goes_on_over_other_devices_and_processes(one_device, tmp_path, monkeypatch):
+    """Two steps on 8 devices of this process, the others on two processes of two."""
+    folder, train_batch = tmp_path / "run", digits.Digits.train_batch
+
+    def interrupted(self, step, rows):
+        if step == 2:
+            raise KeyboardInterrupt
+        return train_batch(self, step, rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(digits.Digits, "train_batch", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train_distributed.main([*RUN, "--out", str(folder)])
+    in_processes("--resume", str(folder))
+    assert_same_run(folder, one_device)
+
+
+def test_every_process_makes_its_rows():
+    dataset = digits.Digits(batch_size=8, image_size=96, max_boxes=6, seed=0)
+    whole = dataset.train_batch(3)
+    parts = [dataset.train_batch(3, rows=slice(i, i + 4)) for i in (0, 4)]
+    chex.assert_trees_all_equal(jax.tree.map(lambda *x: np.concatenate(x), *parts), whole)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--batch-size", "6"], "--batch-size 6 is not a multiple of the 8 devices"),
+        (["--all"], "--all is for train_detector.py: name one --detector"),
+        (["--processes", "0"], "--processes: 0 is not above 0"),
+        (["--cpu-devices", "0"], "--cpu-devices: 0 is not above 0"),
+        (["--coordinator", "here:1"], "all three, or --multihost"),
+        (["--process-id", "1", "--multihost"], "all three, or --multihost"),
+        (["--processes", "2", "--multihost"], "no --multihost, --coordinator"),
+    ],
+)
+def test_errors(arguments, message, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        train_distributed.main(["--data", "digits", "--out", str(tmp_path / "run"), *arguments])
+    assert stopped.value.code not in (0, None)
+    assert message in f"{stopped.value.code} {capsys.readouterr().err}"
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_process_that_fails_stops_the_others(tmp_path):
+    command = [sys.executable, train_distributed.__file__, "--processes", "2"]
+    command += ["--data", "digits", "--batch-size", "6", "--out", str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "--batch-size 6 is not a multiple of the 4 devices" in done.stderr
