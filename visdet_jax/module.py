@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import types
 import typing
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -25,6 +26,9 @@ class Config(nnx.Module):
     def __post_init__(self) -> None:
         for name, kind in field_types(type(self)).items():
             value = getattr(self, name)
+            if any(typing.get_origin(option) is tuple for option in alternatives(kind)):
+                value = _as_tuple(value)  # as lists are: a loss is hashed by its fields
+                object.__setattr__(self, name, value)
             if not _fits(value, kind):
                 raise TypeError(
                     f"{type(self).__name__}: {name} must be {describe(kind)}, got {value!r}"
@@ -213,6 +217,15 @@ def field_types(cls: type) -> dict[str, Any]:
     """The type of each field of a dataclass, by name."""
     hints = typing.get_type_hints(cls)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+
+
+def _as_tuple(value: Any) -> Any:
+    """A list or another sequence, of sequences or not, as tuples; anything else as it is."""
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return tuple(_as_tuple(v) for v in value)
+    return value
 
 
 def alternatives(kind: Any) -> tuple[Any, ...]:
