@@ -224,7 +224,7 @@ def test_fiddle_builds_heads_and_says_what_is_wrong():
     config.loss_bbox.loss_weight = 2.0
     assert fdl.build(config).loss_bbox == GIoULoss(eps=1e-5, loss_weight=2.0)
     wrong = fdl.Config(build_loss, {"type": "FocalLoss", "gama": 2.0})
-    with pytest.raises(TypeError, match="Did you mean 'gamma'"):
+    with pytest.raises(ValueError, match="Did you mean 'gamma'"):
         fdl.build(wrong)
 
 
