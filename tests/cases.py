@@ -1,9 +1,12 @@
 """What the contract test needs to know of each registered class: inputs it takes, and extremes."""
 
+import functools
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import jax
 import numpy as np
 
 ROWS = 8  # divisible by the devices of the mesh
@@ -34,6 +37,24 @@ class Row:
     is_bare: bool = False
     detached: bool = False
     mean: str = "values"
+
+
+def first_state(loss):
+    """The state before the first step, () for what is called with (pred, target) alone."""
+    return loss.init() if hasattr(loss, "init") else ()
+
+
+def updated(loss, state, *arguments, **keywords):
+    """The loss and the next state, whether or not the loss is one that has any."""
+    if hasattr(loss, "update"):
+        return loss.update(state, *arguments, **keywords)
+    return loss(*arguments, **keywords), state
+
+
+def value_of(loss, *arguments, **keywords):
+    """One number: a loss that is several, or one a row, summed."""
+    value, _ = updated(loss, first_state(loss), *arguments, **keywords)
+    return functools.reduce(operator.add, jax.tree.leaves(value)).sum()
 
 
 def floats(*shape):

@@ -1,7 +1,6 @@
 """Every loss and head exported for every platform, with any number of rows, and called again."""
 
 import functools
-import operator
 
 import chex
 import jax
@@ -9,7 +8,7 @@ import numpy as np
 import pytest
 from jax import export
 
-from cases import CASES
+from cases import CASES, value_of
 from head_cases import ROWS as HEADS
 from head_cases import boxes_for, outputs_for, total
 from visdet_jax import build_loss
@@ -50,11 +49,8 @@ def test_losses(name, row):
     weight = None if row.is_metric or row.is_bare else np.linspace(0, 1, len(pred), dtype="f4")
 
     def value(pred, target, weight, keywords):
-        if weight is None:
-            result = loss(pred, target, **keywords)
-        else:
-            result = loss.update(loss.init(), pred, target, weight, **keywords)[0]
-        return functools.reduce(operator.add, jax.tree.leaves(result)).sum()
+        weights = () if weight is None else (weight,)
+        return value_of(loss, pred, target, *weights, **keywords)
 
     function = value if row.is_metric else jax.value_and_grad(value)
     arguments = (pred, target, weight, keywords)

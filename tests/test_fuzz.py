@@ -8,7 +8,6 @@
 
 import functools
 import itertools
-import operator
 from typing import NamedTuple
 
 import hypothesis.extra.numpy as hnp
@@ -19,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cases import CASES, ROWS
+from cases import CASES, ROWS, value_of
 from visdet_jax import build_loss
 from visdet_jax.checks import BOXES, FINITE, LOGITS, UNIT
 
@@ -68,11 +67,7 @@ def compiled(loss, weighed):
     def run(pred, target, keywords, weight, avg_factor):
         def total(pred, weight):
             reduce = () if weight is None else (weight, avg_factor)
-            if not hasattr(loss, "update"):
-                value = loss(pred, target, **keywords)
-            else:
-                value = loss.update(loss.init(), pred, target, *reduce, **keywords)[0]
-            return functools.reduce(operator.add, jax.tree.leaves(value)).sum()
+            return value_of(loss, pred, target, *reduce, **keywords)
 
         argnums = (0, 1) if weighed else 0
         return jax.value_and_grad(total, argnums)(pred, weight)

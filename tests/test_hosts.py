@@ -12,11 +12,11 @@ from flax.training.train_state import TrainState
 from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 
-from cases import CASES
+from cases import CASES, first_state, updated
 from head_cases import ROWS as HEADS
 from head_cases import boxes_for, outputs_for, total
 from test_state import added, close
-from visdet_jax import FocalLoss, GIoULoss, Loss, build_loss
+from visdet_jax import FocalLoss, GIoULoss, build_loss
 from visdet_jax.detectors import FCOSHead, build_head
 
 STEPS = 2
@@ -44,19 +44,6 @@ def batches_of(row):
     return jax.tree.map(lambda *x: np.stack(x), *inputs)
 
 
-def update(loss, state, pred, target, keywords):
-    """One step of a loss; of one called with (pred, target) alone, which has no state, too."""
-    if isinstance(loss, Loss):
-        value, state = loss.update(state, pred, target, **keywords)
-    else:
-        value = loss(pred, target, **keywords)
-    return added(value), state
-
-
-def first_state(loss):
-    return loss.init() if isinstance(loss, Loss) else ()
-
-
 def batch_of(batches, step):
     return jax.tree.map(lambda x: x[step], batches)
 
@@ -69,8 +56,8 @@ def alone(loss, batches):
         for step in range(STEPS):
             x, target, keywords = batch_of(batches, step)
             pred = x @ kernel + bias.reshape((1,) * (x.ndim - 1) + (-1,))
-            result, state = update(loss, state, pred, target, keywords)
-            values.append(result)
+            result, state = updated(loss, state, pred, target, **keywords)
+            values.append(added(result))
         return sum(values)
 
     width = batches[0].shape[-1]
@@ -87,9 +74,9 @@ def test_losses_in_an_nnx_module(name, row):
 
         def __call__(self, x, target, keywords):
             state = self.loss_state.get_value()
-            value, after = update(self.loss, state, self.layer(x), target, keywords)
+            value, after = updated(self.loss, state, self.layer(x), target, **keywords)
             self.loss_state.set_value(after)
-            return value
+            return added(value)
 
     def run(host, batches):
         return sum(host(*batch_of(batches, step)) for step in range(STEPS))
@@ -112,8 +99,8 @@ def test_losses_in_a_scanned_linen_module(name, row):
         def __call__(self, state, batch):
             x, target, keywords = batch
             pred = linen.Dense(x.shape[-1], kernel_init=identity, name="layer")(x)
-            value, state = update(self.loss, state, pred, target, keywords)
-            return state, value
+            value, state = updated(self.loss, state, pred, target, **keywords)
+            return state, added(value)
 
     loss, batches = build_loss({"type": name, **row.config}), batches_of(row)
     steps = linen.scan(Host, variable_broadcast="params", split_rngs={"params": False})(loss)

@@ -4,14 +4,11 @@ Rank and dtype promotion are forbidden in every test (conftest.py). NaN in paddi
 read, is for `jax_debug_nans` a NaN as any other: such a head is given real boxes there.
 """
 
-import functools
-import operator
-
 import jax
 import numpy as np
 import pytest
 
-from cases import CASES
+from cases import CASES, value_of
 from head_cases import ROWS as HEADS
 from head_cases import boxes_for, outputs_for, total
 from visdet_jax import build_loss
@@ -36,11 +33,7 @@ def test_losses(name, make, switch):
         keywords = keywords[0] if keywords else {}
 
         def value(pred, loss=loss, target=target, keywords=keywords):
-            if hasattr(loss, "update"):
-                result = loss.update(loss.init(), pred, target, **keywords)[0]
-            else:
-                result = loss(pred, target, **keywords)
-            return functools.reduce(operator.add, jax.tree.leaves(result)).sum()
+            return value_of(loss, pred, target, **keywords)
 
         holds(switch, value if row.is_metric else jax.value_and_grad(value), pred)
 

@@ -9,7 +9,7 @@ import chex
 import jax
 import numpy as np
 
-from cases import CASES
+from cases import CASES, first_state, updated
 from visdet_jax import build_loss
 
 THREADS = 16
@@ -22,9 +22,7 @@ def call(name):
     loss = build_loss({"type": name, **row.config})
     pred, target, *keywords = row.inputs(np.random.default_rng(0))
     keywords = keywords[0] if keywords else {}
-    if not hasattr(loss, "update"):
-        return loss(pred, target, **keywords)
-    return loss.update(loss.init(), pred, target, **keywords)
+    return updated(loss, first_state(loss), pred, target, **keywords)
 
 
 def test_the_first_calls_come_from_many_threads():
