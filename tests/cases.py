@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import pytest
 
 ROWS = 8  # divisible by the devices of the mesh
 CLASSES = 5
@@ -391,3 +392,12 @@ CASES: dict[str, list[Row]] = {
         ),
     ],
 }
+
+# What tests are parametrized with.
+WITH_METRICS = [
+    pytest.param(name, row, id=f"{name}-{i}")
+    for name, rows in CASES.items()
+    for i, row in enumerate(rows)
+]
+WITH_BARE = [param for param in WITH_METRICS if not param.values[1].is_metric]
+CASE_ROWS = [param for param in WITH_BARE if not param.values[1].is_bare]

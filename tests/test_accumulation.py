@@ -5,31 +5,21 @@ import functools
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
-from cases import CASES, ROWS
+from cases import ROWS, value_of
 from head_cases import ROWS as HEADS
 from head_cases import boxes_for, outputs_for, total
-from test_meshes import EVERY, ROW_BY_ROW
-from visdet_jax import build_loss
+from test_meshes import EVERY, ROW_BY_ROW, batch_for
 
 PARTS = 4
 close = functools.partial(chex.assert_trees_all_close, rtol=2e-5, atol=1e-6)
 
 
-def batch_for(name, index):
-    row = CASES[name][index]
-    pred, target, *keywords = row.inputs(np.random.default_rng(0))
-    weight = np.array([1, 0, 2, 0, 0, 0.5, 1, 3], np.float32)
-    loss = build_loss({"type": name, **row.config})
-    return loss, pred, target, weight, keywords[0] if keywords else {}
-
-
 @pytest.mark.parametrize(("name", "index"), ROW_BY_ROW)
 def test_sums_and_counts_of_micro_batches_are_the_whole_batch(name, index):
     """`reduction_override="sum"`, added up as the counts are; divided once, at the end."""
-    loss, pred, target, weight, keywords = batch_for(name, index)
+    loss, (pred, target, weight, keywords) = batch_for(name, index)
 
     def summed(scale, pred, target, weight, keywords):
         return loss(scale * pred, target, weight, reduction_override="sum", **keywords)
@@ -53,11 +43,10 @@ def test_sums_and_counts_of_micro_batches_are_the_whole_batch(name, index):
 
 @pytest.mark.parametrize(("name", "index"), EVERY)
 def test_rematerialised_losses_are_the_same(name, index):
-    loss, pred, target, weight, keywords = batch_for(name, index)
+    loss, (pred, target, weight, keywords) = batch_for(name, index)
 
     def value(pred):
-        result = loss.update(loss.init(), pred, target, weight, **keywords)[0]
-        return sum(jax.tree.leaves(result))
+        return value_of(loss, pred, target, weight, **keywords)
 
     remade = jax.jit(jax.value_and_grad(jax.checkpoint(value)))(pred)
     close(remade, jax.jit(jax.value_and_grad(value))(pred))

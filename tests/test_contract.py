@@ -19,17 +19,9 @@ from flax import linen, nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from cases import CASES, ROWS
+from cases import CASE_ROWS, CASES, ROWS, WITH_BARE, WITH_METRICS
 from visdet_jax import LOSSES, Loss, build_loss
 from visdet_jax.module import field_types
-
-WITH_METRICS = [
-    pytest.param(name, row, id=f"{name}-{i}")
-    for name, rows in CASES.items()
-    for i, row in enumerate(rows)
-]
-WITH_BARE = [param for param in WITH_METRICS if not param.values[1].is_metric]
-CASE_ROWS = [param for param in WITH_BARE if not param.values[1].is_bare]
 
 every_class = pytest.mark.parametrize(("name", "row"), WITH_METRICS)
 every_differentiable = pytest.mark.parametrize(("name", "row"), WITH_BARE)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax import export
 
-from cases import CASES, value_of
+from cases import CASES, WITH_METRICS, value_of
 from head_cases import ROWS as HEADS
 from head_cases import boxes_for, outputs_for, total
 from visdet_jax import build_loss
@@ -34,14 +34,7 @@ def take(n, arguments):
     return jax.tree.map(lambda x: np.asarray(x)[:n], arguments)
 
 
-@pytest.mark.parametrize(
-    ("name", "row"),
-    [
-        pytest.param(name, row, id=f"{name}-{i}")
-        for name, rows in CASES.items()
-        for i, row in enumerate(rows)
-    ],
-)
+@pytest.mark.parametrize(("name", "row"), WITH_METRICS)
 def test_losses(name, row):
     loss = build_loss({"type": name, **row.config})
     pred, target, *keywords = row.inputs(np.random.default_rng(0))

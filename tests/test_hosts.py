@@ -12,7 +12,7 @@ from flax.training.train_state import TrainState
 from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 
-from cases import CASES, first_state, updated
+from cases import WITH_BARE, WITH_METRICS, first_state, updated
 from head_cases import ROWS as HEADS
 from head_cases import boxes_for, outputs_for, total
 from test_state import added, close
@@ -20,17 +20,6 @@ from visdet_jax import FocalLoss, GIoULoss, build_loss
 from visdet_jax.detectors import FCOSHead, build_head
 
 STEPS = 2
-TRAINED = [
-    pytest.param(name, row, id=f"{name}-{i}")
-    for name, rows in CASES.items()
-    for i, row in enumerate(rows)
-    if not row.is_metric
-]
-BUILT = [
-    pytest.param(name, row.config, id=f"{name}-{i}")
-    for name, rows in CASES.items()
-    for i, row in enumerate(rows)
-]
 
 
 def identity(key, shape, dtype=jnp.float32):
@@ -64,7 +53,7 @@ def alone(loss, batches):
     return jax.jit(jax.value_and_grad(value, argnums=(0, 1)))(jnp.eye(width), jnp.zeros(width))
 
 
-@pytest.mark.parametrize(("name", "row"), TRAINED)
+@pytest.mark.parametrize(("name", "row"), WITH_BARE)
 def test_losses_in_an_nnx_module(name, row):
     class Host(nnx.Module):
         def __init__(self, loss, width):
@@ -88,7 +77,7 @@ def test_losses_in_an_nnx_module(name, row):
     close((value, (layer["kernel"].get_value(), layer["bias"].get_value())), alone(loss, batches))
 
 
-@pytest.mark.parametrize(("name", "row"), TRAINED)
+@pytest.mark.parametrize(("name", "row"), WITH_BARE)
 def test_losses_in_a_scanned_linen_module(name, row):
     """The loss as a field, its state as the carry of linen.scan."""
 
@@ -193,12 +182,12 @@ def test_an_nnx_optimizer():
     assert values[-1] < 0.5 * values[0]
 
 
-@pytest.mark.parametrize(("name", "config"), BUILT)
-def test_config_systems_build_every_loss(name, config):
-    loss = build_loss({"type": name, **config})
-    built = fdl.build(fdl.Config(type(loss), **config))
+@pytest.mark.parametrize(("name", "row"), WITH_METRICS)
+def test_config_systems_build_every_loss(name, row):
+    loss = build_loss({"type": name, **row.config})
+    built = fdl.build(fdl.Config(type(loss), **row.config))
     assert (built, hash(built)) == (loss, hash(loss))
-    config = OmegaConf.create({"_target_": f"visdet_jax.{name}", **config})
+    config = OmegaConf.create({"_target_": f"visdet_jax.{name}", **row.config})
     instantiated = hydra.utils.instantiate(config)
     assert (instantiated, hash(instantiated)) == (loss, hash(loss))
 

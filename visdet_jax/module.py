@@ -27,7 +27,7 @@ class Config(nnx.Module):
         for name, kind in field_types(type(self)).items():
             value = getattr(self, name)
             if any(typing.get_origin(option) is tuple for option in alternatives(kind)):
-                value = _as_tuple(value)  # as lists are: a loss is hashed by its fields
+                value = as_tuple(value)  # as lists are: a loss is hashed by its fields
                 object.__setattr__(self, name, value)
             if not _fits(value, kind):
                 raise TypeError(
@@ -219,12 +219,12 @@ def field_types(cls: type) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
 
-def _as_tuple(value: Any) -> Any:
+def as_tuple(value: Any) -> Any:
     """A list or another sequence, of sequences or not, as tuples; anything else as it is."""
     if isinstance(value, np.ndarray):
         value = value.tolist()
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        return tuple(_as_tuple(v) for v in value)
+        return tuple(as_tuple(v) for v in value)
     return value
 
 

@@ -7,9 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
-
-from visdet_jax.module import alternatives, describe, field_types
+from visdet_jax.module import alternatives, as_tuple, describe, field_types
 
 # Prefixes by which configs of these libraries name their registries.
 SCOPES = ("mmdet", "visdet")
@@ -186,9 +184,8 @@ def _did_you_mean(name: str, names: Any) -> str:
 
 def _plain(where: str, value: Any, kind: Any) -> Any:
     """A config's value as a field holds it: tuples for sequences, numbers for numeric strings."""
-    if isinstance(value, np.ndarray):
-        value = value.tolist()
-    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+    value = as_tuple(value)
+    if isinstance(value, tuple):
         item = next(
             (typing.get_args(k)[0] for k in alternatives(kind) if typing.get_origin(k) is tuple),
             object,
