@@ -51,8 +51,8 @@ class Registry(Mapping[str, type]):
     def _what_it_is(self, scope: str, name: str) -> str:
         if scope and scope not in SCOPES:
             return f": it is {scope}'s own, and only {' and '.join(SCOPES)}'s names are known here."
-        if name.endswith("Cost"):
-            return ": it is a match cost, by which predictions are assigned to ground truth."
+        if self.kind == "loss" and name.endswith("Cost"):
+            return ": it is a match cost, for the `match_costs` of a HungarianAssigner."
         return f".{_did_you_mean(name, self)}"
 
     def __iter__(self) -> Iterator[str]:
@@ -144,6 +144,10 @@ class Registry(Mapping[str, type]):
                         return registry.build(value)
                     except (TypeError, ValueError) as error:
                         raise type(error)(f"{where}: {error}") from error
+        if _is_sequence(value) and any(map(is_config, value)):
+            return tuple(
+                self._value(f"{where}[{i}]", part, _item_kind(kind)) for i, part in enumerate(value)
+            )
         return _plain(where, value, kind)
 
 
@@ -182,15 +186,21 @@ def _did_you_mean(name: str, names: Any) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
+def _is_sequence(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
+
+
+def _item_kind(kind: Any) -> Any:
+    """The type of the items of a field that holds a tuple."""
+    tuples = (k for k in alternatives(kind) if typing.get_origin(k) is tuple)
+    return next((typing.get_args(k)[0] for k in tuples), object)
+
+
 def _plain(where: str, value: Any, kind: Any) -> Any:
     """A config's value as a field holds it: tuples for sequences, numbers for numeric strings."""
     value = as_tuple(value)
     if isinstance(value, tuple):
-        item = next(
-            (typing.get_args(k)[0] for k in alternatives(kind) if typing.get_origin(k) is tuple),
-            object,
-        )
-        return tuple(_plain(where, v, item) for v in value)
+        return tuple(_plain(where, v, _item_kind(kind)) for v in value)
     options = alternatives(kind)
     if isinstance(value, str) and str not in options:
         for number in (int, float):

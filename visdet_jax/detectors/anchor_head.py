@@ -9,7 +9,7 @@ from visdet_jax.boxes import bbox2distance, centerness_target, convert_boxes
 from visdet_jax.detectors.assigner import Assigner, pick
 from visdet_jax.detectors.coders import DeltaXYWHBBoxCoder, DistancePointBBoxCoder
 from visdet_jax.detectors.criterion import Criterion
-from visdet_jax.detectors.head import Head
+from visdet_jax.detectors.dense_head import DenseHead
 from visdet_jax.detectors.priors import AnchorGenerator, inside_flags, valid_flags
 from visdet_jax.detectors.registry import TASK_UTILS
 from visdet_jax.detectors.structures import HeadTargets
@@ -24,7 +24,7 @@ class PseudoSampler(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnchorHead(Head):
+class AnchorHead(DenseHead):
     """Base of the heads on anchors; mmdet's defaults.
 
     Args:

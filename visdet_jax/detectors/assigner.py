@@ -16,11 +16,11 @@ EPS = 1e-6  # floor of the areas that an IoU is divided by, in pixels squared
 
 
 class Assignment(NamedTuple):
-    """The ground truth of each of N priors."""
+    """The ground truth of each of N priors, or predictions."""
 
     gt_inds: jax.Array  # (N,) 1 for the first box; 0 background, -1 ignored, -2 dropped prior
     labels: jax.Array  # (N,) of that box; -1 where there is none
-    max_overlaps: jax.Array  # (N,) the IoU by which it was assigned
+    max_overlaps: jax.Array | None = None  # (N,) the IoU by which it was assigned, if any was
 
 
 def pick(values: jax.Array, gt_inds: jax.Array) -> jax.Array:

@@ -9,7 +9,7 @@ import numpy as np
 from visdet_jax.boxes import bbox2distance, centerness_target, convert_boxes
 from visdet_jax.detectors.assigner import Assignment, assignment, checked, pick
 from visdet_jax.detectors.coders import DistancePointBBoxCoder
-from visdet_jax.detectors.head import Head
+from visdet_jax.detectors.dense_head import DenseHead
 from visdet_jax.detectors.priors import MlvlPointGenerator
 from visdet_jax.detectors.registry import HEADS
 from visdet_jax.detectors.structures import HeadTargets
@@ -76,7 +76,7 @@ def fcos_assign(
 
 @HEADS.register_module()
 @dataclass(frozen=True, kw_only=True)
-class FCOSHead(Head):
+class FCOSHead(DenseHead):
     """FCOS: a point in every cell learns the smallest box that contains it and suits its level.
 
     With n = max(positives of the batch, 1) and c the centerness of the positives: `loss_cls` is

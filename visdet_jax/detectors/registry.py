@@ -8,7 +8,12 @@ from visdet_jax.registry import LOSSES, Registry, is_config
 # What a head's config says about the network that precedes the losses.
 NETWORK_KEYS = (
     "in_channels",
+    "embed_dims",
     "feat_channels",
+    "num_reg_fcs",
+    "num_pred_layer",
+    "share_pred_layer",
+    "as_two_stage",
     "stacked_convs",
     "pred_kernel_size",
     "conv_cfg",
@@ -23,6 +28,7 @@ NETWORK_KEYS = (
 )
 
 TASK_UTILS = Registry("task util")
+TASK_UTILS.parts = {Config: TASK_UTILS}  # an assigner's costs
 HEADS = Registry("head", parts={Loss: LOSSES, Config: TASK_UTILS}, ignored=NETWORK_KEYS)
 
 

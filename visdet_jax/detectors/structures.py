@@ -23,8 +23,22 @@ class HeadOutputs(NamedTuple):
 
 
 @exportable
+class DETROutputs(NamedTuple):
+    """What a decoder of L layers gives for its Q queries: what mmdet's `loss_by_feat` gets.
+
+    Boxes are centres and sizes in fractions of the image, (cx, cy, w, h). The last layer's are the
+    detections, those before auxiliary; the proposals are a two-stage encoder's, of class 0 if any.
+    """
+
+    cls_scores: jax.Array  # (L, B, Q, C) logits; C + 1 with a softmax, whose last is background
+    bbox_preds: jax.Array  # (L, B, Q, 4)
+    enc_cls_scores: jax.Array | None = None  # (B, P, C) logits of P proposals
+    enc_bbox_preds: jax.Array | None = None  # (B, P, 4)
+
+
+@exportable
 class HeadTargets(NamedTuple):
-    """What each of the N priors of B images learns."""
+    """What each of the N priors of B images learns; of queries, with an axis of layers before."""
 
     gt_inds: jax.Array  # (B, N) 1 for the first box; 0 background, -1 ignored, -2 dropped prior
     labels: jax.Array  # (B, N) num_classes for background

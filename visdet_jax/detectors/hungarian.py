@@ -1,0 +1,136 @@
+"""The matching of least cost, one prediction for each ground truth: DETR and its kin."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.extend.core import jaxpr_as_fun
+
+from visdet_jax.detectors.assigner import Assignment, pick
+from visdet_jax.detectors.match_cost import Instances, MatchCost
+from visdet_jax.detectors.registry import TASK_UTILS
+from visdet_jax.function import check_array, compute_dtype, jitted, replicated
+from visdet_jax.module import Config
+
+
+@jitted
+def hungarian(costs: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """The one-to-one matching of rows and columns whose total cost is the least.
+
+    As many pairs as there can be: every column has a row, or, if the columns are more, every row a
+    column. Columns that the mask leaves out, padding, are never taken, whatever they hold, and
+    neither is a pair whose cost is not finite: it counts as dearer than all others together.
+
+    Compiled once for all batches of one shape; no gradient flows through it.
+
+    Args:
+      costs: (..., Q, G), matrix by matrix; of any scale, also negative.
+      mask: (..., G), False for padded columns; None for none.
+    Returns: (..., Q) the column of each row, 1 for the first; 0 where it has none.
+    Raises: ValueError for other shapes, TypeError for what are no floats.
+    Kuhn 1955, The Hungarian method for the assignment problem; by optax's
+    `assignment.hungarian_algorithm`.
+    """
+    check_array("costs", costs)
+    dtype = compute_dtype(pred=costs)
+    if costs.ndim < 2:
+        raise ValueError(f"costs must have shape (..., Q, G), got {costs.shape}")
+    *leading, rows, columns = costs.shape
+    if mask is None:
+        mask = jnp.ones((*leading, columns), bool)
+    if mask.shape != (*leading, columns):
+        raise ValueError(f"mask must have shape {(*leading, columns)}, got {mask.shape}")
+    if 0 in costs.shape:
+        return jnp.zeros((*leading, rows), jnp.int32)
+    # A matching needs the whole matrix.
+    costs = replicated(jax.lax.stop_gradient(costs)).astype(dtype)
+    mask = replicated(mask).astype(bool)
+    match = _match
+    for _ in leading:
+        match = jax.vmap(match)
+    return match(costs, mask)
+
+
+def _match(costs, mask):
+    """`hungarian` of one matrix (Q, G)."""
+    allowed = jnp.isfinite(costs) & mask[None]
+    low = jnp.where(allowed, costs, jnp.inf).min()
+    high = jnp.where(allowed, costs, -jnp.inf).max()
+    # From 0 to 1, so that what follows is as exact for costs of any size. Halves, since the
+    # difference of two finite numbers may not be finite.
+    span = high / 2 - low / 2
+    costs = jnp.where(span > 0, (costs / 2 - low / 2) / jnp.where(span > 0, span, 1), 0)
+    # A padded column is dearer than any, so that a row that has one could have no other. A pair
+    # that is not finite is dearer than as many as there are pairs: first come the most finite ones.
+    forbidden = 2.0 + min(costs.shape)
+    costs = jnp.where(allowed, costs, jnp.where(mask[None], forbidden, 2.0))
+    at, to = _optimum(costs.astype(jnp.zeros(()).dtype))  # optax computes in jax's default type
+    pairs = jnp.zeros(len(costs), jnp.int32).at[at].set(to.astype(jnp.int32) + 1)
+    index = jnp.maximum(pairs - 1, 0)[:, None]
+    taken = jnp.take_along_axis(allowed, index, axis=1)[:, 0]
+    return jnp.where(taken, pairs, 0)
+
+
+def _optimum(costs):
+    """optax's matching (rows, columns), traced by itself.
+
+    Its loops start from zeros, which `shard_map` takes for the same on all devices, and refuses
+    where they become what the devices' own costs make of them. A program is not looked into.
+    """
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        shape = jax.ShapeDtypeStruct(costs.shape, costs.dtype)
+        program = jax.make_jaxpr(optax.assignment.hungarian_algorithm)(shape)
+    return jaxpr_as_fun(program)(costs)
+
+
+@dataclass(frozen=True)
+class _Costs(Sequence):
+    """One static value to Flax, which takes the modules in a tuple for data."""
+
+    costs: tuple[MatchCost, ...]
+
+    def __getitem__(self, index):
+        return self.costs[index]
+
+    def __len__(self):
+        return len(self.costs)
+
+
+@TASK_UTILS.register_module()
+@dataclass(frozen=True, kw_only=True)
+class HungarianAssigner(Config):
+    """Each ground truth to the prediction that the sum of the costs matches it with.
+
+    Args:
+      match_costs: one cost or several, or their configs.
+    Carion et al. 2020, https://arxiv.org/abs/2005.12872; mmdet's `HungarianAssigner`.
+    """
+
+    match_costs: MatchCost | tuple[MatchCost, ...]
+
+    def __post_init__(self):
+        if isinstance(self.match_costs, MatchCost):
+            object.__setattr__(self, "match_costs", (self.match_costs,))
+        super().__post_init__()
+        if not self.match_costs:
+            self.refuse("match_costs must be a cost or several, got none")
+        object.__setattr__(self, "match_costs", _Costs(self.match_costs))
+
+    def cost(self, pred: Instances, gt: Instances, image_shape: Any = None) -> jax.Array:
+        """The sum of the costs (Q, G) of one image; see `MatchCost`."""
+        return sum(cost(pred, gt, image_shape) for cost in self.match_costs)
+
+    def assign(self, pred: Instances, gt: Instances, image_shape: Any = None) -> Assignment:
+        """The ground truth of each of the Q predictions of one image; `vmap` for a batch.
+
+        Of padded ground truth (a negative label) nothing counts. Where there are more ground
+        truths than predictions every prediction has one.
+        """
+        gt_inds = hungarian(self.cost(pred, gt, image_shape), gt.labels >= 0)
+        labels = jnp.full_like(gt_inds, -1)
+        if gt.labels.size:
+            labels = jnp.where(gt_inds > 0, pick(gt.labels, gt_inds), labels)
+        return Assignment(gt_inds, labels)
