@@ -148,3 +148,12 @@ def replicated(x: jax.Array) -> jax.Array:
     if all(axis is None for axis in jax.typeof(x).sharding.spec):
         return x
     return jax.sharding.reshard(x, PartitionSpec(*[None] * x.ndim))
+
+
+def sharded_as(x: jax.Array, like: jax.Array) -> jax.Array:
+    """`x` spread over the devices as the first axes of an explicitly sharded array are."""
+    spec = jax.typeof(like).sharding.spec
+    spec = [*spec, *[None] * like.ndim][: x.ndim]
+    if all(axis is None for axis in spec):
+        return x
+    return jax.sharding.reshard(x, PartitionSpec(*spec))

@@ -14,11 +14,11 @@ from visdet_jax.detectors.box_costs import BBoxL1Cost, IoUCost
 from visdet_jax.detectors.class_costs import ClassificationCost
 from visdet_jax.detectors.criterion import Criterion
 from visdet_jax.detectors.head import Head, compiled
-from visdet_jax.detectors.hungarian import HungarianAssigner
+from visdet_jax.detectors.hungarian import HungarianAssigner, hungarian
 from visdet_jax.detectors.match_cost import Instances
 from visdet_jax.detectors.registry import HEADS
 from visdet_jax.detectors.structures import Detections, DETROutputs, HeadTargets
-from visdet_jax.function import check_array, check_labels, compute_dtype
+from visdet_jax.function import check_array, check_labels, compute_dtype, sharded_as
 from visdet_jax.losses import CrossEntropyLoss, GIoULoss, L1Loss
 from visdet_jax.losses.box_loss import BoxLoss
 from visdet_jax.losses.quality_loss import QualityLoss
@@ -261,16 +261,17 @@ class DETRHead(Head):
 
     def _match(self, outputs, gt_boxes, gt_labels, image_shapes):
         """The matching (L, B, Q) of all layers and images at once."""
-        preds = outputs.bbox_preds.astype(image_shapes.dtype)
-        corners = convert_boxes(preds, "cxcywh", "xyxy")
+        boxes = convert_boxes(outputs.bbox_preds.astype(image_shapes.dtype), "cxcywh", "xyxy")
 
-        def match(scores, boxes, gt_boxes, gt_labels, image_shape):
+        def cost(scores, boxes, gt_boxes, gt_labels, image_shape):
             pred = Instances(scores=scores, bboxes=denormalize_boxes(boxes, image_shape))
             gt = Instances(labels=gt_labels, bboxes=gt_boxes)
-            return self.assigner.assign(pred, gt, image_shape).gt_inds
+            return self.assigner.cost(pred, gt, image_shape)
 
-        per_layer = jax.vmap(jax.vmap(match), in_axes=(0, 0, None, None, None))
-        return per_layer(outputs.cls_scores, corners, gt_boxes, gt_labels, image_shapes)
+        cost = jax.vmap(jax.vmap(cost), in_axes=(0, 0, None, None, None))
+        costs = cost(outputs.cls_scores, boxes, gt_boxes, gt_labels, image_shapes)
+        mask = jnp.broadcast_to(gt_labels >= 0, (len(costs), *gt_labels.shape))
+        return sharded_as(hungarian(costs, mask), outputs.cls_scores)
 
     def _check_outputs(self, outputs):
         """Raises unless the outputs are what this head takes."""
