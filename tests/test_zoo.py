@@ -12,6 +12,7 @@ import pytest
 
 from cases import CASES, CLASSES, ROWS, labels, logits
 from visdet_jax import CrossEntropyLoss, Loss, build_loss, cross_entropy
+from visdet_jax.detectors import TASK_UTILS, Instances
 
 ZOO = json.loads((Path(__file__).parent / "golden" / "mmdet_zoo_losses.json").read_text())["losses"]
 CONFIGS = [entry["config"] for entry in ZOO]
@@ -69,8 +70,19 @@ def test_a_config_gives_a_finite_loss_and_gradient(config):
 
 
 @pytest.mark.parametrize("config", COSTS, ids=lambda config: config["type"])
-def test_match_costs_say_what_they_are(config):
-    message = f"No loss is called '{config['type']}': it is a match cost"
+def test_match_costs_build_among_the_task_utils(config):
+    cost = TASK_UTILS.build(config)
+    assert all(getattr(cost, key) == value for key, value in config.items() if key != "type")
+    rng = np.random.default_rng(0)
+    pred = Instances(scores=logits(rng, 6, 4), masks=logits(rng, 6, 8))
+    masks = (rng.random((2, 8)) < 0.5).astype(np.float32)
+    tokens = (rng.random((2, 4)) < 0.5).astype(np.float32)
+    gt = Instances(
+        labels=np.array([1, 3]), masks=masks, positive_maps=tokens, text_token_mask=np.ones(4)
+    )
+    assert cost(pred, gt).shape == (6, 2)
+    assert np.isfinite(cost(pred, gt)).all()
+    message = f"No loss is called '{config['type']}': it is a match cost, for the `match_costs`"
     with pytest.raises(ValueError, match=re.escape(message)):
         build_loss(config)
 

@@ -1,9 +1,9 @@
-"""The losses and the heads of four well-known detectors, as configs to copy, change and build.
+"""The losses and the heads of well-known detectors, as configs to copy, change and build.
 
 >>> losses = {name: build_loss(config) for name, config in configs.FCOS.items()}
 >>> head = build_head(**configs.FCOS_HEAD)
 
-The heads are mmdet's for COCO: 80 classes, strides 8 to 128.
+The heads are mmdet's for COCO: 80 classes, strides 8 to 128; DETR's know no strides.
 """
 
 RETINANET = {
@@ -45,6 +45,30 @@ GFL = {
     "loss_cls": {"type": "QualityFocalLoss", "use_sigmoid": True, "beta": 2.0, "loss_weight": 1.0},
     "loss_bbox": {"type": "GIoULoss", "loss_weight": 2.0},
     "loss_dfl": {"type": "DistributionFocalLoss", "loss_weight": 0.25},
+}
+
+DETR = {
+    "loss_cls": {
+        "type": "CrossEntropyLoss",
+        "bg_cls_weight": 0.1,
+        "use_sigmoid": False,
+        "loss_weight": 1.0,
+        "class_weight": 1.0,
+    },
+    "loss_bbox": {"type": "L1Loss", "loss_weight": 5.0},
+    "loss_iou": {"type": "GIoULoss", "loss_weight": 2.0},
+}
+
+DEFORMABLE_DETR = {
+    "loss_cls": {
+        "type": "FocalLoss",
+        "use_sigmoid": True,
+        "gamma": 2.0,
+        "alpha": 0.25,
+        "loss_weight": 2.0,
+    },
+    "loss_bbox": {"type": "L1Loss", "loss_weight": 5.0},
+    "loss_iou": {"type": "GIoULoss", "loss_weight": 2.0},
 }
 
 _STRIDES = (8, 16, 32, 64, 128)
@@ -109,4 +133,24 @@ GFL_HEAD = {
         **GFL,
     },
     "train_cfg": _ATSS_TRAINING,
+}
+
+
+def _hungarian(cls_cost: dict) -> dict:
+    costs = [
+        cls_cost,
+        {"type": "BBoxL1Cost", "weight": 5.0, "box_format": "xywh"},
+        {"type": "IoUCost", "iou_mode": "giou", "weight": 2.0},
+    ]
+    return {"assigner": {"type": "HungarianAssigner", "match_costs": costs}}
+
+
+DETR_HEAD = {
+    "bbox_head": {"type": "DETRHead", "num_classes": 80, **DETR},
+    "train_cfg": _hungarian({"type": "ClassificationCost", "weight": 1.0}),
+}
+
+DEFORMABLE_DETR_HEAD = {
+    "bbox_head": {"type": "DeformableDETRHead", "num_classes": 80, **DEFORMABLE_DETR},
+    "train_cfg": _hungarian({"type": "FocalLossCost", "weight": 2.0}),
 }

@@ -46,6 +46,17 @@ MAX_IOU = {
     "min_pos_iou": 0,
     "ignore_iof_thr": -1,
 }
+
+
+def match_by(cls_cost):
+    costs = [
+        cls_cost,
+        {"type": "BBoxL1Cost", "weight": 5.0, "box_format": "xywh"},
+        {"type": "IoUCost", "iou_mode": "giou", "weight": 2.0},
+    ]
+    return {"assigner": {"type": "HungarianAssigner", "match_costs": costs}}
+
+
 RETINA_TRAIN = {
     "assigner": MAX_IOU,
     "sampler": {"type": "PseudoSampler"},
@@ -154,7 +165,39 @@ MMDET = {
         },
         ATSS_TRAIN,
     ),
+    "detr/detr_r50_8xb2-150e_coco": (
+        {
+            "type": "DETRHead",
+            "num_classes": 80,
+            "embed_dims": 256,
+            "loss_cls": {
+                "type": "CrossEntropyLoss",
+                "bg_cls_weight": 0.1,
+                "use_sigmoid": False,
+                "loss_weight": 1.0,
+                "class_weight": 1.0,
+            },
+            "loss_bbox": {"type": "L1Loss", "loss_weight": 5.0},
+            "loss_iou": {"type": "GIoULoss", "loss_weight": 2.0},
+        },
+        match_by({"type": "ClassificationCost", "weight": 1.0}),
+    ),
+    "deformable_detr/deformable-detr-refine-twostage_r50_16xb2-50e_coco": (
+        {
+            "type": "DeformableDETRHead",
+            "num_classes": 80,
+            "sync_cls_avg_factor": True,
+            "as_two_stage": True,
+            "num_pred_layer": 7,
+            "share_pred_layer": False,
+            "loss_cls": {**FOCAL, "loss_weight": 2.0},
+            "loss_bbox": {"type": "L1Loss", "loss_weight": 5.0},
+            "loss_iou": {"type": "GIoULoss", "loss_weight": 2.0},
+        },
+        match_by({"type": "FocalLossCost", "weight": 2.0}),
+    ),
 }
+WITH_STRIDES = [name for name in MMDET if "detr" not in name]
 
 
 def test_every_head_is_built_from_mmdets_config():
@@ -169,9 +212,13 @@ def test_mmdets_configs(name):
     assert repr((bbox_head, train_cfg)) == before
     assert type(head) is HEADS[bbox_head["type"]]
     assert head.num_classes == 80
-    assert head.strides == (8, 16, 32, 64, 128)
     assert head == build_head({**bbox_head, "train_cfg": train_cfg})
     assert head == build_head({**bbox_head, "test_cfg": NMS, "init_cfg": None}, train_cfg)
+
+
+@pytest.mark.parametrize("name", WITH_STRIDES)
+def test_mmdets_strides(name):
+    assert build_head(*MMDET[name]).strides == (8, 16, 32, 64, 128)
 
 
 def test_what_a_config_says_is_what_the_head_has():
@@ -219,16 +266,17 @@ def test_the_train_cfg_that_is_given_goes_before_the_heads_own():
     assert build_head({**RETINA, "train_cfg": own}, RETINA_TRAIN).pos_weight == -1
 
 
+MAPPINGS = {
+    ml_collections.ConfigDict: MMDET,
+    ml_collections.FrozenConfigDict: WITH_STRIDES,  # it holds no list of dicts, such as costs
+    omegaconf.OmegaConf.create: MMDET,
+}
+
+
 @pytest.mark.parametrize(
-    "make",
-    [
-        ml_collections.ConfigDict,
-        ml_collections.FrozenConfigDict,
-        omegaconf.OmegaConf.create,
-    ],
+    ("make", "name"), [(make, name) for make, names in MAPPINGS.items() for name in names]
 )
-@pytest.mark.parametrize("name", MMDET)
-def test_other_mappings_however_deep(name, make):
+def test_other_mappings_however_deep(make, name):
     bbox_head, train_cfg = MMDET[name]
     config = make({"bbox_head": bbox_head, "train_cfg": train_cfg})
     assert build_head(config["bbox_head"], config["train_cfg"]) == build_head(bbox_head, train_cfg)
