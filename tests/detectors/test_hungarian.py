@@ -114,6 +114,8 @@ def test_an_assigner_is_its_costs():
     gt = Instances(labels=jnp.array([0]), bboxes=jnp.zeros((1, 4)))
     with pytest.raises(ValueError, match="IoUCost: needs pred bboxes, got None"):
         assigner.assign(Instances(scores=jnp.zeros((3, 2))), gt)
+    with pytest.raises(ValueError, match="HungarianAssigner: needs gt labels"):
+        assigner.assign(Instances(scores=jnp.zeros((3, 2))), Instances(bboxes=jnp.zeros((1, 4))))
 
 
 def test_padded_boxes_are_not_assigned():

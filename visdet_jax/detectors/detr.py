@@ -121,9 +121,10 @@ class DETRHead(Head):
         dtype = compute_dtype(pred=outputs.bbox_preds)
         shapes = jnp.asarray(image_shapes).astype(dtype)
 
-        def layer(state, arrays):
-            criterion = Criterion(self, state, arrays[0].shape[1:2], axis_name)
-            self._compute(criterion, *arrays, shapes)
+        def layer(state: dict[str, Any], arrays: tuple[Any, Any, HeadTargets]) -> Any:
+            cls_scores, bbox_preds, targets = arrays
+            criterion = Criterion(self, state, cls_scores.shape[1:2], axis_name)
+            self._compute(criterion, cls_scores, bbox_preds, targets, shapes)
             return criterion.state, criterion.losses
 
         layers = (outputs.cls_scores, outputs.bbox_preds.astype(dtype), targets)
@@ -132,11 +133,11 @@ class DETRHead(Head):
         named = {name: values[last] for name, values in losses.items()}
         for i in before:
             named |= {f"d{i}.{name}": values[i] for name, values in losses.items()}
-        if outputs.enc_cls_scores is not None:
+        if outputs.enc_cls_scores is not None and outputs.enc_bbox_preds is not None:
             proposals = DETROutputs(outputs.enc_cls_scores[None], outputs.enc_bbox_preds[None])
             one_class = jnp.minimum(gt_labels, 0)
             targets = self._targets(proposals, gt_boxes, one_class, image_shapes, None)
-            arrays = (*proposals[:2], targets)
+            arrays = (proposals.cls_scores, proposals.bbox_preds.astype(dtype), targets)
             state, losses = layer(state, jax.tree.map(lambda x: x[0], arrays))
             named |= {f"enc_{name}": value for name, value in losses.items()}
         return named, state
