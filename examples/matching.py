@@ -5,8 +5,8 @@
 
 The costs are Deformable DETR's (focal loss, L1, GIoU), for an untrained network, whose queries lie
 anywhere, and a trained one, of which nine queries lie near each box and compete for it. scipy's
-`linear_sum_assignment` gets the same matrices, without padding, one by one, as in mmdet; the time to
-bring them to the host is not counted. The contenders take turns, and medians are compared.
+`linear_sum_assignment` gets the same matrices, without padding, one by one, as in mmdet; the time
+to bring them to the host is not counted. The contenders take turns, and medians are compared.
 """
 
 import argparse

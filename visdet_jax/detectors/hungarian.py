@@ -125,7 +125,7 @@ class HungarianAssigner(Config):
         super().__post_init__()
         if not self.match_costs:
             self.refuse("match_costs must be a cost or several, got none")
-        object.__setattr__(self, "match_costs", _Costs(self.match_costs))
+        object.__setattr__(self, "match_costs", _Costs(tuple(self.costs)))
 
     def cost(self, pred: Instances, gt: Instances, image_shape: Any = None) -> jax.Array:
         """The sum of the costs (Q, G) of one image; see `MatchCost`."""

@@ -6,15 +6,14 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from visdet_jax.checks import LOGITS, UNIT, Expected, Rule, classes
+from visdet_jax.checks import LOGITS, UNIT, Expected, Rule
 from visdet_jax.closed_form import closed_form
-from visdet_jax.function import (
-    as_dtype,
-    check_array,
-    check_same_shape,
-    class_mask,
-    compute_dtype,
-    jitted,
+from visdet_jax.function import as_dtype, compute_dtype, jitted
+from visdet_jax.losses.quality_loss import (
+    QualityLoss,
+    floats_and_quality,
+    of_classes,
+    weight_of_rows,
 )
 from visdet_jax.module import Loss
 from visdet_jax.numerics import (
@@ -25,14 +24,22 @@ from visdet_jax.numerics import (
     power,
     power_slope,
 )
-from visdet_jax.reduction import spread_weight, weight_reduce_loss, weight_without
+from visdet_jax.reduction import weight_reduce_loss, weight_without
 from visdet_jax.registry import LOSSES
 from visdet_jax.softmax import log_sum_exp, softmax
 
 
 @functools.partial(jitted, exponents=("beta",))
 def quality_focal_loss(
-    pred, target, weight=None, *, beta=2.0, activated=False, reduction="mean", avg_factor=None
+    pred,
+    target,
+    weight=None,
+    *,
+    beta=2.0,
+    alpha=None,
+    activated=False,
+    reduction="mean",
+    avg_factor=None,
 ):
     """Focal loss towards a quality score instead of 1: class and localization in one.
 
@@ -46,67 +53,53 @@ def quality_focal_loss(
       target: (label, score), class indices (...) and floats (...) in [0, 1], every label outside
         [0, C) being background; or q itself, (..., C), as one array.
       beta: how much less for what is near its score.
+      alpha: share of the entries with a q above 0, 1 - alpha being that of the others; None for
+        both to count as they are. rf-detr's position supervised loss is this one, with scores
+        divided by the largest of their image.
     Returns: (...), summed over the classes, before the weight and the reduction.
     Raises: ValueError where shapes do not fit.
     Li et al. 2020, https://arxiv.org/abs/2006.04388
     """
-    if isinstance(target, tuple | list):
-        if len(target) != 2:
-            raise ValueError(f"target must be (label, score) or an array, got {len(target)} parts")
-        label, score = target
-        dtype = compute_dtype(pred=pred, score=score)
-        check_array("label", label)
-        for name, part in (("label", label), ("score", score)):
-            if part.shape != pred.shape[:-1]:
-                raise ValueError(f"{name} must have shape {pred.shape[:-1]}, got {part.shape}")
-        # Labels may be floats, as in the reference: those in [0, C) are truncated.
-        index = jnp.where(label < 0, -1, label).astype(jnp.int32)
-        quality: tuple[jax.Array, ...] = (index[..., None], score.astype(dtype)[..., None])
-    else:
-        dtype = compute_dtype(pred=pred, target=target)
-        check_same_shape(pred, target)
-        quality = (target.astype(dtype),)
-    pred, beta = pred.astype(dtype), as_dtype(dtype, beta)
-    if weight is not None:
-        rows = spread_weight(weight, pred.shape[:-1]).astype(dtype)
-        weight = jnp.broadcast_to(rows, pred.shape[:-1])[..., None]
-    values = (_of_probabilities if activated else _of_logits)(weight, pred, beta, *quality)
+    pred, quality = floats_and_quality(pred, target)
+    beta = as_dtype(pred.dtype, beta)
+    alpha = None if alpha is None else as_dtype(pred.dtype, alpha)
+    weighed = _of_probabilities if activated else _of_logits
+    values = weighed(weight_of_rows(weight, pred), pred, beta, alpha, *quality)
     return weight_reduce_loss(values.sum(-1), None, reduction, avg_factor)
 
 
-def _quality(pred, target, score=None):
-    """The score at each class: `target` itself, or where it is class indices (..., 1), `score`."""
-    if score is None:
-        return target
-    return jnp.where(class_mask(target[..., 0], pred.shape[-1]), score, 0)
+def _shared(values, alpha, q):
+    return values if alpha is None else jnp.where(q > 0, alpha, 1 - alpha) * values
 
 
-def _value(pred, beta, *quality):
-    q = _quality(pred, *quality)
+def _value(pred, beta, alpha, *quality):
+    q = of_classes(pred, *quality)
     p, not_p, tail = logistic(pred)
     gap = p * (1 - q) - not_p * q  # p - q, without losing digits near 1
-    return power(jnp.abs(gap), beta) * ((jnp.maximum(pred, 0) - q * pred) + tail)
+    values = power(jnp.abs(gap), beta) * ((jnp.maximum(pred, 0) - q * pred) + tail)
+    return _shared(values, alpha, q)
 
 
-def _slope(pred, beta, *quality):
-    q = _quality(pred, *quality)
+def _slope(pred, beta, alpha, *quality):
+    q = of_classes(pred, *quality)
     p, not_p, tail = logistic_of_slope(pred)
     gap = p * (1 - q) - not_p * q
     bce = (jnp.maximum(pred, 0) - q * pred) + tail
     of_gap = power_slope(jnp.abs(gap), beta) * jnp.sign(gap)
-    return power(jnp.abs(gap), beta) * gap + of_gap * p * not_p * bce
+    return _shared(power(jnp.abs(gap), beta) * gap + of_gap * p * not_p * bce, alpha, q)
 
 
-def _value_of_probabilities(pred, beta, *quality):
-    q = _quality(pred, *quality)
-    return power(jnp.abs(q - pred), beta) * bce_with_probs(pred, q)
+def _value_of_probabilities(pred, beta, alpha, *quality):
+    q = of_classes(pred, *quality)
+    return _shared(power(jnp.abs(q - pred), beta) * bce_with_probs(pred, q), alpha, q)
 
 
-def _slope_of_probabilities(pred, beta, *quality):
-    q = _quality(pred, *quality)
+def _slope_of_probabilities(pred, beta, alpha, *quality):
+    q = of_classes(pred, *quality)
     gap = jnp.abs(q - pred)
     of_gap = power_slope(gap, beta) * jnp.sign(pred - q)
-    return power(gap, beta) * bce_with_probs_slope(pred, q) + of_gap * bce_with_probs(pred, q)
+    slope = power(gap, beta) * bce_with_probs_slope(pred, q) + of_gap * bce_with_probs(pred, q)
+    return _shared(slope, alpha, q)
 
 
 _of_logits = closed_form(_value, _slope)
@@ -142,13 +135,15 @@ def distribution_focal_loss(pred, target, weight=None, *, reduction="mean", avg_
 def _distribution_value(pred, target, beside_slope=True):
     m, log_sum = log_sum_exp(pred, -1, beside_slope)
     left = jnp.trunc(jax.lax.stop_gradient(target))
-    # Clamped: at the last bin the right share is 0.
-    bins = (jnp.clip(left + i, 0, pred.shape[-1] - 1).astype(jnp.int32) for i in range(2))
-    at_left, at_right = (
-        jnp.take_along_axis(pred, i, axis=-1, mode="promise_in_bounds") - m for i in bins
-    )
+    at_left, at_right = (x - m for x in logits_around(pred, left))
     share = target - left
     return (log_sum - ((1 - share) * at_left + share * at_right)).squeeze(-1)
+
+
+def logits_around(pred, left):
+    """The logits (..., 1) of the bins `left` (..., 1) and `left` + 1, or of the last there is."""
+    bins = (jnp.clip(left + i, 0, pred.shape[-1] - 1).astype(jnp.int32) for i in range(2))
+    return [jnp.take_along_axis(pred, i, axis=-1, mode="promise_in_bounds") for i in bins]
 
 
 def _distribution_slope(pred, target):
@@ -168,31 +163,38 @@ _distribution_focal = closed_form(
 )
 
 
+def bins_of(pred):
+    """What a place among the bins of `pred` must be."""
+    last = pred.shape[-1] - 1
+    return Rule(
+        lambda x: ~((x >= 0) & (x <= last) | (x <= -1)),
+        f"must be from 0 to {last}, the last bin, or -1 to be ignored",
+        ignored=lambda x: x <= -1,
+    )
+
+
 @LOSSES.register_module()
 @dataclass(frozen=True, kw_only=True)
-class QualityFocalLoss(Loss):
+class QualityFocalLoss(QualityLoss):
     """Flax shim of `quality_focal_loss`."""
 
-    use_sigmoid: bool = True
     beta: float = 2.0
     activated: bool = False
-
-    def __post_init__(self):
-        super().__post_init__()
-        self.refuse_softmax(self.use_sigmoid)
+    alpha: float | None = None
 
     def rules(self, pred, target, **extra):
-        of_pred = Expected("pred", pred, UNIT if self.activated else LOGITS)
-        if not isinstance(target, tuple | list):
-            return [of_pred, Expected("target", target, UNIT)]
-        label, score = target
-        # -1 is background here, not a mark for rows to skip.
-        labels = classes(pred.shape[-1], background=True)._replace(ignored=None)
-        return [of_pred, Expected("label", label, labels), Expected("score", score, UNIT)]
+        of_pred, *others = super().rules(pred, target, **extra)
+        return [of_pred._replace(rule=UNIT) if self.activated else of_pred, *others]
 
     def compute(self, pred, target, weight, **reduce):
         return quality_focal_loss(
-            pred, target, weight, beta=self.beta, activated=self.activated, **reduce
+            pred,
+            target,
+            weight,
+            beta=self.beta,
+            alpha=self.alpha,
+            activated=self.activated,
+            **reduce,
         )
 
 
@@ -202,13 +204,7 @@ class DistributionFocalLoss(Loss):
     """Flax shim of `distribution_focal_loss`."""
 
     def rules(self, pred, target, **extra):
-        last = pred.shape[-1] - 1
-        bins = Rule(
-            lambda x: ~((x >= 0) & (x <= last) | (x <= -1)),
-            f"must be from 0 to {last}, the last bin, or -1 to be ignored",
-            ignored=lambda x: x <= -1,
-        )
-        return [Expected("pred", pred, LOGITS), Expected("target", target, bins)]
+        return [Expected("pred", pred, LOGITS), Expected("target", target, bins_of(pred))]
 
     def compute(self, pred, target, weight, **reduce):
         return distribution_focal_loss(pred, target, weight, **reduce)

@@ -1,72 +1,113 @@
 """Varifocal loss, of VarifocalNet."""
 
+import functools
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 
-from visdet_jax.checks import LOGITS, UNIT, Expected
-from visdet_jax.function import check_same_shape
-from visdet_jax.module import Loss
+from visdet_jax.closed_form import closed_form
+from visdet_jax.function import as_dtype, jitted
+from visdet_jax.losses.quality_loss import (
+    QualityLoss,
+    floats_and_quality,
+    is_positive,
+    of_classes,
+)
 from visdet_jax.numerics import logistic, logistic_of_slope, power, power_slope
-from visdet_jax.reduction import weighted_loss
+from visdet_jax.reduction import spread_weight, weight_reduce_loss
 from visdet_jax.registry import LOSSES
 
 
-def _slope(pred, target, *, alpha, gamma, iou_weighted):
-    p, not_p, tail = logistic_of_slope(pred)
-    gap = p * (1 - target) - not_p * target
-    bce = (jnp.maximum(pred, 0) - target * pred) + tail
-    miss, of_gap = jnp.abs(gap), jnp.sign(gap) * p * not_p
-    negative = alpha * (power(miss, gamma) * gap + power_slope(miss, gamma) * of_gap * bce)
-    return jnp.where(target > 0, (target if iou_weighted else 1) * gap, negative)
-
-
-@weighted_loss(slope=_slope, exponents=("gamma",))
-def varifocal_loss(pred, target, *, alpha=0.75, gamma=2.0, iou_weighted=True):
+@functools.partial(jitted, exponents=("gamma",))
+def varifocal_loss(
+    pred,
+    target,
+    weight=None,
+    *,
+    alpha=0.75,
+    gamma=2.0,
+    iou_weighted=True,
+    detached=False,
+    reduction="mean",
+    avg_factor=None,
+):
     """Cross entropy with an IoU as its target, less of it for easy negatives only.
 
-    w BCE(p, t), p = sigmoid(pred), with w = t where t > 0 (1 without `iou_weighted`) and
+    w BCE(p, t), p = sigmoid(pred), with w = t for positives (1 without `iou_weighted`) and
     w = alpha |p - t|^gamma elsewhere.
 
-    The gradient flows through w too, as in the reference, and is finite for every gamma ≥ 0.
+    The gradient flows through w too, as in the reference, and is finite for every gamma ≥ 0;
+    `detached` makes w and t constants, as RT-DETR and D-FINE have it.
 
     Args:
       pred: logits (..., C).
-      target: pred's shape: the IoU at an object's class, 0 elsewhere.
+      target: the IoU at an object's class and 0 elsewhere, (..., C), whose positives are those
+        above 0; or (label, score), class indices (...) and IoUs (...), where a row's class is
+        positive whatever its score. Labels outside [0, C) are background.
       alpha: share of the negatives; ≥ 0.
       gamma: how much less for negatives that are classified well.
       iou_weighted: positives count by their IoU.
+      detached: no gradient flows through w, nor into the target.
     Returns: values of pred's shape, before the weight and the reduction.
-    Raises: ValueError where the shapes differ.
+    Raises: ValueError where shapes do not fit.
     Zhang et al. 2021, https://arxiv.org/abs/2008.13367
     """
-    check_same_shape(pred, target)
+    pred, quality = floats_and_quality(pred, target)
+    alpha, gamma = as_dtype(pred.dtype, alpha, gamma)
+    if weight is not None:
+        weight = spread_weight(weight, pred.shape).astype(pred.dtype)
+    if detached:
+        quality = jax.lax.stop_gradient(quality)
+    weighed = closed_form(
+        functools.partial(_value, iou_weighted=iou_weighted),
+        functools.partial(_detached_slope if detached else _slope, iou_weighted=iou_weighted),
+    )
+    values = weighed(weight, pred, alpha, gamma, *quality)
+    return weight_reduce_loss(values, None, reduction, avg_factor)
+
+
+def _value(pred, alpha, gamma, *quality, iou_weighted):
+    t = of_classes(pred, *quality)
     p, not_p, tail = logistic(pred)
-    gap = p * (1 - target) - not_p * target  # p - target, without losing digits near 1
+    gap = p * (1 - t) - not_p * t  # p - t, without losing digits near 1
     negative = alpha * power(jnp.abs(gap), gamma)
-    focal = jnp.where(target > 0, target if iou_weighted else 1, negative)
-    return focal * ((jnp.maximum(pred, 0) - target * pred) + tail)
+    focal = jnp.where(is_positive(pred, *quality), t if iou_weighted else 1, negative)
+    return focal * ((jnp.maximum(pred, 0) - t * pred) + tail)
+
+
+def _slope(pred, alpha, gamma, *quality, iou_weighted):
+    t = of_classes(pred, *quality)
+    p, not_p, tail = logistic_of_slope(pred)
+    gap = p * (1 - t) - not_p * t
+    bce = (jnp.maximum(pred, 0) - t * pred) + tail
+    miss, of_gap = jnp.abs(gap), jnp.sign(gap) * p * not_p
+    negative = alpha * (power(miss, gamma) * gap + power_slope(miss, gamma) * of_gap * bce)
+    return jnp.where(is_positive(pred, *quality), (t if iou_weighted else 1) * gap, negative)
+
+
+def _detached_slope(pred, alpha, gamma, *quality, iou_weighted):
+    t = of_classes(pred, *quality)
+    p, not_p, _ = logistic_of_slope(pred)
+    gap = p * (1 - t) - not_p * t
+    negative = alpha * power(jax.lax.stop_gradient(jnp.abs(gap)), gamma)
+    return jnp.where(is_positive(pred, *quality), t if iou_weighted else 1, negative) * gap
 
 
 @LOSSES.register_module()
 @dataclass(frozen=True, kw_only=True)
-class VarifocalLoss(Loss):
-    """Flax shim of `varifocal_loss`."""
+class VarifocalLoss(QualityLoss):
+    """Flax shim of `varifocal_loss`; RT-DETR's and D-FINE's form is `detached=True`."""
 
-    use_sigmoid: bool = True
     alpha: float = 0.75
     gamma: float = 2.0
     iou_weighted: bool = True
+    detached: bool = False
 
     def __post_init__(self):
         super().__post_init__()
-        self.refuse_softmax(self.use_sigmoid)
         if not isinstance(self.alpha, jax.Array) and self.alpha < 0:
             self.refuse(f"alpha must be ≥ 0, got {self.alpha!r}")
-
-    def rules(self, pred, target, **extra):
-        return [Expected("pred", pred, LOGITS), Expected("target", target, UNIT)]
 
     def compute(self, pred, target, weight, **reduce):
         return varifocal_loss(
@@ -76,5 +117,6 @@ class VarifocalLoss(Loss):
             alpha=self.alpha,
             gamma=self.gamma,
             iou_weighted=self.iou_weighted,
+            detached=self.detached,
             **reduce,
         )
