@@ -8,17 +8,12 @@ import jax.numpy as jnp
 
 from visdet_jax.checks import LOGITS, UNIT, Expected, labels_or_scores
 from visdet_jax.closed_form import closed_form
-from visdet_jax.function import (
-    as_dtype,
-    check_labels,
-    check_same_shape,
-    class_mask,
-    compute_dtype,
-    jitted,
-)
+from visdet_jax.function import as_dtype, compute_dtype, jitted
+from visdet_jax.losses.class_targets import dense, of_each_class
 from visdet_jax.losses.classifier import OwnClassifier
 from visdet_jax.module import Loss
 from visdet_jax.numerics import (
+    WholeExponent,
     bce_with_probs,
     bce_with_probs_slope,
     logistic,
@@ -26,7 +21,7 @@ from visdet_jax.numerics import (
     power,
     power_slope,
 )
-from visdet_jax.reduction import spread_weight, weight_reduce_loss, weight_without
+from visdet_jax.reduction import weight_reduce_loss
 from visdet_jax.registry import LOSSES
 
 
@@ -39,6 +34,7 @@ def sigmoid_focal_loss(
     gamma=2.0,
     alpha=0.25,
     activated=False,
+    poly_epsilon=None,
     reduction="mean",
     avg_factor=None,
 ):
@@ -47,6 +43,8 @@ def sigmoid_focal_loss(
     -alpha (1 - p)^gamma log p for the class of a row, -(1 - alpha) p^gamma log(1 - p) for the
     others, p = sigmoid(pred). For a dense target t in [0, 1] both are mixed:
     (alpha t + (1 - alpha)(1 - t)) ((1 - p) t + p (1 - t))^gamma BCE(p, t).
+    With `poly_epsilon` plus poly_epsilon ((1 - p) t + p (1 - t))^(gamma + 1), which alpha does not
+    weigh: the first term of PolyLoss.
 
     Gradients are finite for every gamma ≥ 0 (the reference's are NaN for gamma in (0, 1) at
     logits of 17 and more).
@@ -57,77 +55,72 @@ def sigmoid_focal_loss(
         0 and 1 (..., C). An index above C makes the row's loss NaN: nothing it could mean.
       weight: (...), (..., C), or flat (N·C,) for pred (N, C).
       gamma: how much less; 0 is cross entropy weighed by alpha.
-      alpha: share of the positives, in [0, 1].
+      alpha: share of the positives, in [0, 1]; None weighs both sides by 1 (fvcore's -1).
+      poly_epsilon: None adds nothing.
     Returns: (..., C) before the reduction.
     Raises: ValueError where shapes do not fit, TypeError for class indices that are floats.
     Lin et al. 2017, https://arxiv.org/abs/1708.02002
+    Leng et al. 2022 (PolyLoss), https://arxiv.org/abs/2204.12511
     """
     dtype = compute_dtype(pred=pred, target=target)
     pred = pred.astype(dtype)
-    gamma, alpha = as_dtype(dtype, gamma, alpha)
-    if weight is not None and weight.ndim == 1 and weight.size == pred.size:
-        weight = weight.reshape(pred.shape)
-    if target.ndim == pred.ndim:
-        check_same_shape(pred, target)
-        target = target.astype(dtype)
-    else:
-        check_labels("target", target, pred.shape[:-1])
-        target = target[..., None]
-        weight = weight_without(target < 0, weight, pred.shape)
-        weight = jnp.where((target > pred.shape[-1]) & (weight != 0), jnp.nan, weight)
-    if weight is not None:
-        weight = spread_weight(weight, pred.shape).astype(dtype)
+    gamma = as_dtype(dtype, gamma)
+    alpha, poly_epsilon = (None if x is None else as_dtype(dtype, x) for x in (alpha, poly_epsilon))
+    target, weight = of_each_class(pred, target, weight)
     focal = _focal_of_probabilities if activated else _focal_of_logits
-    values = focal(weight, pred, target, gamma, alpha)
+    values = focal(weight, pred, target, gamma, alpha, poly_epsilon)
     return weight_reduce_loss(values, None, reduction, avg_factor)
 
 
-def _dense(pred, target):
-    """`target` as values of pred's shape, where it is class indices (..., 1)."""
-    if jnp.issubdtype(target.dtype, jnp.integer):
-        return class_mask(target[..., 0], pred.shape[-1]).astype(pred.dtype)
-    return target
+def _weighed(t, alpha, x):
+    return x if alpha is None else (alpha * t + (1 - alpha) * (1 - t)) * x
 
 
-def _share(t, alpha):
-    return alpha * t + (1 - alpha) * (1 - t)
+def _raised(gamma):
+    return WholeExponent(gamma.value + 1) if isinstance(gamma, WholeExponent) else gamma + 1
 
 
-def _value(pred, target, gamma, alpha):
-    t = _dense(pred, target)
+def _value(pred, target, gamma, alpha, poly_epsilon):
+    t = dense(pred, target)
     p, not_p, tail = logistic(pred)
     miss = not_p * t + p * (1 - t)
     # max(x, 0) - t x is an exact 0 for a hard target on its own side: small losses keep their
     # digits.
     bce = (jnp.maximum(pred, 0) - t * pred) + tail
-    return _share(t, alpha) * power(miss, gamma) * bce
+    value = _weighed(t, alpha, power(miss, gamma)) * bce
+    return value if poly_epsilon is None else value + poly_epsilon * power(miss, _raised(gamma))
 
 
-def _slope(pred, target, gamma, alpha):
-    t = _dense(pred, target)
+def _slope(pred, target, gamma, alpha, poly_epsilon):
+    t = dense(pred, target)
     p, not_p, tail = logistic_of_slope(pred)
     miss = not_p * t + p * (1 - t)
     bce = (jnp.maximum(pred, 0) - t * pred) + tail
     of_bce = p * (1 - t) - not_p * t
     of_miss = (1 - 2 * t) * p * not_p
-    return _share(t, alpha) * (
-        power(miss, gamma) * of_bce + power_slope(miss, gamma) * of_miss * bce
-    )
+    focal = power(miss, gamma) * of_bce + power_slope(miss, gamma) * of_miss * bce
+    slope = _weighed(t, alpha, focal)
+    if poly_epsilon is None:
+        return slope
+    return slope + poly_epsilon * power_slope(miss, _raised(gamma)) * of_miss
 
 
-def _value_of_probabilities(pred, target, gamma, alpha):
-    t = _dense(pred, target)
+def _value_of_probabilities(pred, target, gamma, alpha, poly_epsilon):
+    t = dense(pred, target)
     miss = (1 - pred) * t + pred * (1 - t)
-    return _share(t, alpha) * power(miss, gamma) * bce_with_probs(pred, t)
+    value = _weighed(t, alpha, power(miss, gamma)) * bce_with_probs(pred, t)
+    return value if poly_epsilon is None else value + poly_epsilon * power(miss, _raised(gamma))
 
 
-def _slope_of_probabilities(pred, target, gamma, alpha):
-    t = _dense(pred, target)
+def _slope_of_probabilities(pred, target, gamma, alpha, poly_epsilon):
+    t = dense(pred, target)
     miss = (1 - pred) * t + pred * (1 - t)
-    return _share(t, alpha) * (
-        power(miss, gamma) * bce_with_probs_slope(pred, t)
-        + power_slope(miss, gamma) * (1 - 2 * t) * bce_with_probs(pred, t)
-    )
+    focal = power(miss, gamma) * bce_with_probs_slope(pred, t)
+    focal += power_slope(miss, gamma) * (1 - 2 * t) * bce_with_probs(pred, t)
+    slope = _weighed(t, alpha, focal)
+    if poly_epsilon is None:
+        return slope
+    return slope + poly_epsilon * power_slope(miss, _raised(gamma)) * (1 - 2 * t)
 
 
 _focal_of_logits = closed_form(_value, _slope)
@@ -141,8 +134,9 @@ class FocalLoss(Loss):
 
     use_sigmoid: bool = True
     gamma: float = 2.0
-    alpha: float = 0.25
+    alpha: float | None = 0.25
     activated: bool = False
+    poly_epsilon: float | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -161,6 +155,7 @@ class FocalLoss(Loss):
             gamma=self.gamma,
             alpha=self.alpha,
             activated=self.activated,
+            poly_epsilon=self.poly_epsilon,
             **reduce,
         )
 
