@@ -1,5 +1,6 @@
 """Weight, reduction and avg_factor on their own."""
 
+import functools
 import inspect
 
 import jax
@@ -92,7 +93,8 @@ def test_numbers_of_any_kind_share_one_trace():
 
 def test_help_shows_the_whole_signature():
     assert str(inspect.signature(giou_loss)) == (
-        "(pred, target, weight=None, *, eps=1e-06, reduction='mean', avg_factor=None)"
+        "(pred, target, weight=None, *, eps=1e-06, inner_ratio=None, focaler=None, "
+        "reduction='mean', avg_factor=None)"
     )
     assert giou_loss.__name__ == "giou_loss"
     assert "Rezatofighi" in giou_loss.__doc__
@@ -122,6 +124,22 @@ def test_gradients_with_respect_to_target_weight_and_hyperparameter():
     )(target, weight, 3.0)
     for gradient, expected in zip(gradients, ([-3.0, 6.0], [3.0, 6.0], 5.0), strict=True):
         np.testing.assert_allclose(gradient, expected)
+
+
+@pytest.mark.parametrize("slope", [None, lambda pred, target, *, bounds: bounds[0] + 0 * pred])
+def test_a_hyperparameter_may_be_none_or_a_tuple_of_numbers(slope):
+    @functools.partial(weighted_loss, slope=slope)
+    def scaled(pred, target, *, bounds=None):
+        return pred if bounds is None else bounds[0] * pred + bounds[1]
+
+    pred = jnp.array([1.0, 5.0])
+    np.testing.assert_allclose(scaled(pred, pred, reduction="none"), pred)
+    swept = jax.vmap(lambda low: scaled(pred, pred, bounds=(low, 3), reduction="none"))(pred)
+    np.testing.assert_allclose(swept, [[4, 8], [8, 28]])
+    of_bounds = jax.grad(lambda bounds: scaled(pred, pred, bounds=bounds, reduction="sum"))
+    np.testing.assert_allclose(of_bounds((2.0, 3.0)), [6, 2])
+    of_pred = jax.grad(lambda x: scaled(x, pred, pred * 0, bounds=(2.0, 3.0)))
+    np.testing.assert_array_equal(of_pred(pred * jnp.nan), [0, 0])
 
 
 def test_reduce_mean():

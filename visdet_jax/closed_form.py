@@ -27,8 +27,9 @@ def closed_form(
     and by the weight, are left to autodiff.
 
     Args:
-      value: (pred, *others) -> values of pred's shape without `axis`. Others broadcast
-        against pred: arrays of as many axes, numbers, integers.
+      value: (pred, *others) -> values of pred's shape without `axis`. Others that broadcast
+        against pred, arrays of as many axes, are as unread as it is where the weight is 0;
+        numbers and arrays of fewer axes are hyperparameters.
       slope: its derivative by pred, of the same arguments and of pred's shape. Where it spells
         what both need as `value` does, XLA computes that once and keeps it; spelt otherwise, it
         keeps nothing.
@@ -77,7 +78,7 @@ def _unread(formula, axis, result_axis, weight, pred, *others):
         return formula(pred, *others)
     read = jnp.expand_dims(weight, axis) != 0
     pred, others = jax.tree.map(
-        lambda x: jnp.where(read, x, 0) if jnp.ndim(x) else x, (pred, others)
+        lambda x: jnp.where(read, x, 0) if 0 < jnp.ndim(x) == read.ndim else x, (pred, others)
     )
     weight = jnp.expand_dims(weight, result_axis)
     return jnp.where(weight != 0, formula(pred, *others) * weight, 0)

@@ -115,7 +115,9 @@ def weighted_loss(
 
     The formula takes `pred`, `target` and keyword hyperparameters, and returns values whose shape
     is a leading part of pred's. It gets pred and target as floats of one type (float64 where one
-    of them is, else float32) and rows of weight 0 as zeros. The loss made of it has the signature
+    of them is, else float32) and rows of weight 0 as zeros. A hyperparameter is a number or a
+    tuple of numbers, which come in that type too, a string, a bool or None. The loss made of it
+    has the signature
     `(pred, target, weight=None, *, <hyperparameters>, reduction="mean", avg_factor=None)`; see
     `weight_reduce_loss` for the last three. Its gradient has the inputs' types.
 
@@ -145,10 +147,9 @@ def weighted_loss(
     def loss(pred, target, weight=None, *, reduction="mean", avg_factor=None, **options):
         dtype = compute_dtype(pred=pred, target=target)
         pred, target = pred.astype(dtype), target.astype(dtype)
-        options = {
-            name: value if isinstance(value, str | bool) else as_dtype(dtype, value)
-            for name, value in (defaults | options).items()
-        }
+        options = jax.tree.map(
+            lambda x: x if isinstance(x, str | bool) else as_dtype(dtype, x), defaults | options
+        )
         if weight is not None:
             check_array("weight", weight)
             if weight_of_values is not None:
@@ -173,7 +174,7 @@ def weighted_loss(
 
 def _in_closed_form(formula, slope, axis, pred, target, weight, options):
     """The values of a formula with a slope, weighed."""
-    static = {k: v for k, v in options.items() if isinstance(v, str | bool)}
+    static = {k: v for k, v in options.items() if v is None or isinstance(v, str | bool)}
     names = [k for k in options if k not in static]
 
     def with_names(function):

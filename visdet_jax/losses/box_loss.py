@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from visdet_jax.checks import BOXES, Expected
-from visdet_jax.function import check_same_shape
+from visdet_jax.function import check_array, check_same_shape
 from visdet_jax.module import Loss
 from visdet_jax.pairs import columns
 from visdet_jax.reduction import weighted_loss
@@ -40,11 +40,12 @@ def box_loss(formula: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
         values, pull = jax.vjp(of_columns, *columns(pred))
         return jnp.stack(pull(jnp.ones_like(values)), axis=-1)
 
-    return weighted_loss(value, slope=slope, axis=-1, weight_of_values=_weight_of_boxes)
+    return weighted_loss(value, slope=slope, axis=-1, weight_of_values=weight_of_boxes)
 
 
-def _weight_of_boxes(boxes: jax.Array, weight: jax.Array) -> jax.Array:
+def weight_of_boxes(boxes: jax.Array, weight: jax.Array) -> jax.Array:
     """A weight for each coordinate counts by its mean, as mmdet's box targets give it."""
+    check_array("weight", weight)
     if weight.shape == boxes.shape:
         return weight.astype(boxes.dtype).mean(-1)
     if weight.shape == boxes.shape[:-1]:
