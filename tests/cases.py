@@ -109,6 +109,52 @@ def box_extremes(rng):
     return np.array(pred, np.float32), np.array(target, np.float32)
 
 
+def rotated_boxes(rng):
+    centre, size = rng.uniform(0, 50, (ROWS, 2)), rng.uniform(5, 40, (ROWS, 2))
+    return np.concatenate([centre, size, rng.uniform(-2, 2, (ROWS, 1))], 1).astype(np.float32)
+
+
+def rotated_pair(rng):
+    pred = rotated_boxes(rng)
+    return pred, pred + (rng.normal(size=pred.shape) * [4, 4, 2, 2, 0.3]).astype(np.float32)
+
+
+def rotated_extremes(rng):
+    """Equal, empty, negative, equal by other sides or half a turn, far, huge, crossed needles."""
+    pred = [
+        [3, 4, 9, 5, 0.7],
+        [0, 0, 0, 0, 0],
+        [1, 1, -4, 5, 1],
+        [3, 4, 9, 5, 0.7],
+        [3, 4, 9, 5, 0.7],
+        [-1e4, 1e4, 1e-6, 0, 2],
+        [0, 0, 1e4, 1e4, 1e4],
+        [5, 5, 1e4, 1e-7, 0.3],
+    ]
+    target = [
+        [3, 4, 9, 5, 0.7],
+        [0, 0, 0, 0, 0],
+        [1, 2, 4, 5, 1],
+        [3, 4, 5, 9, 0.7 + np.pi / 2],
+        [3, 4, 9, 5, 0.7 - np.pi],
+        [1e4, -1e4, 1, 1e-6, 0],
+        [0, 0, 0, 1e-30, 0],
+        [6, 5, 1e-7, 1e4, 0.3],
+    ]
+    return np.array(pred, np.float32), np.array(target, np.float32)
+
+
+def with_decoded(make):
+    """Deltas, and the rotated boxes they stand for."""
+
+    def inputs(rng):
+        pred, target = make(rng)
+        boxes = {"pred_decode": pred, "targets_decode": target}
+        return pred / 20, target / 20, boxes
+
+    return inputs
+
+
 def elementwise(rng):
     return logits(rng, ROWS, 4), logits(rng, ROWS, 4)
 
@@ -124,6 +170,13 @@ def extreme_logits(rng, *shape):
 
 def with_labels(make):
     return lambda rng: (make(rng, ROWS, CLASSES), labels(rng))
+
+
+def with_pixels(make):
+    return lambda rng: (
+        make(rng, ROWS, CLASSES, 2, 3),
+        rng.integers(0, CLASSES, (ROWS, 2, 3)).astype(np.int32),
+    )
 
 
 def with_quality(make):
@@ -162,6 +215,38 @@ def with_classed_masks(make):
 
 def with_distances(make):
     return lambda rng: (make(rng, ROWS, 9), rng.uniform(0, 8, ROWS).astype(np.float32))
+
+
+def with_two_bins(make):
+    """As D-FINE's targets: the bin below and the shares of that above and of that itself."""
+
+    def inputs(rng):
+        bins, right = np.floor(rng.uniform(0, 8, ROWS)), rng.uniform(0, 1, ROWS)
+        parts = (x.astype(np.float32) for x in (bins, right, 1 - right))
+        return make(rng, ROWS, 9), tuple(parts)
+
+    return inputs
+
+
+def with_teacher(make):
+    def inputs(rng):
+        keywords = {"confidence": probabilities(rng, ROWS), "matched": rng.random(ROWS) < 0.4}
+        return make(rng, ROWS, 9), make(rng, ROWS, 9), keywords
+
+    return inputs
+
+
+def with_ranks(make):
+    """Images of four rows, some of them of one object."""
+
+    def inputs(rng):
+        shape = (ROWS, 4)
+        label = rng.integers(0, CLASSES + 1, shape).astype(np.int32)
+        gt_inds = rng.integers(0, 3, shape).astype(np.int32)
+        quality = (label, probabilities(rng, *shape))
+        return make(rng, *shape, CLASSES), quality, {"gt_inds": gt_inds}
+
+    return inputs
 
 
 def twice(make):
@@ -234,15 +319,28 @@ SEESAW = with_object_labels(logits, CLASSES + 2), with_object_labels(extreme_log
 
 
 CASES: dict[str, list[Row]] = {
+    "ASLSingleLabel": [Row(with_labels(logits), with_labels(extreme_logits), floats(ROWS, 1))],
     "Accuracy": [
         Row(with_labels(logits), with_labels(extreme_logits), floats(ROWS), is_metric=True)
     ],
+    "AlphaIoULoss": [Row(box_pair, box_extremes, floats(ROWS, 1), {"mode": "ciou"}, detached=True)],
     "AssociativeEmbeddingLoss": [
         Row(with_corners(logits), with_corners(extreme_logits), floats(ROWS, 1), is_bare=True)
     ],
+    "AsymmetricLoss": [
+        Row(
+            with_binary_targets(logits),
+            with_binary_targets(extreme_logits),
+            floats(ROWS, 1),
+            detached=True,
+        ),
+    ],
     "BalancedL1Loss": [Row(elementwise, elementwise_extremes, floats(ROWS, 1), {"beta": 0.7})],
     "BoundedIoULoss": [Row(box_pair, box_extremes, floats(ROWS, 1))],
-    "CIoULoss": [Row(box_pair, box_extremes, floats(ROWS, 1), detached=True)],
+    "CIoULoss": [
+        Row(box_pair, box_extremes, floats(ROWS, 1), detached=True),
+        Row(box_pair, box_extremes, floats(ROWS, 1), {"gated": False}, detached=True),
+    ],
     "CrossEntropyCustomLoss": [
         Row(
             with_labels(logits),
@@ -265,8 +363,17 @@ CASES: dict[str, list[Row]] = {
             floats(ROWS, 2, 1),
             {"use_mask": True},
         ),
+        Row(
+            with_labels(logits),
+            with_labels(extreme_logits),
+            floats(ROWS, 1),
+            {"label_smoothing": 0.1, "poly_epsilon": 1.0},
+        ),
     ],
     "DIoULoss": [Row(box_pair, box_extremes, floats(ROWS, 1))],
+    "DecoupledDistillationFocalLoss": [
+        Row(with_teacher(logits), with_teacher(extreme_logits), floats(ROWS, 1))
+    ],
     "DiceLoss": [
         Row(with_masks(logits), with_masks(extreme_logits), floats(ROWS, 3, 1)),
         Row(
@@ -288,6 +395,12 @@ CASES: dict[str, list[Row]] = {
             {"num_classes": CLASSES},
         ),
     ],
+    "FineGrainedLocalizationLoss": [
+        Row(with_two_bins(logits), with_two_bins(extreme_logits), floats(ROWS))
+    ],
+    "EfficientIoULoss": [
+        Row(box_pair, box_extremes, floats(ROWS, 1), {"focal_gamma": 0.5}, detached=True)
+    ],
     "FocalCustomLoss": [
         Row(
             with_labels(logits),
@@ -305,7 +418,18 @@ CASES: dict[str, list[Row]] = {
             floats(ROWS, 1),
             {"activated": True, "gamma": 0.5},
         ),
+        Row(
+            with_labels(logits),
+            with_labels(extreme_logits),
+            floats(ROWS, 1),
+            {"alpha": None, "poly_epsilon": 1.0},
+        ),
     ],
+    "GDLoss": [
+        Row(rotated_pair, rotated_extremes, floats(ROWS, 1), {"loss_type": "kld", "tau": 2.0}),
+        Row(rotated_pair, rotated_extremes, floats(ROWS, 1), {"loss_type": "gwd"}),
+    ],
+    "GDLoss_v1": [Row(rotated_pair, rotated_extremes, floats(ROWS, 1), {"loss_type": "bcd"})],
     "GHMC": [
         Row(with_labels(logits), with_labels(extreme_logits), floats(ROWS, 1), mean="density"),
         Row(
@@ -325,10 +449,25 @@ CASES: dict[str, list[Row]] = {
         Row(heatmaps(probabilities), heatmaps(saturated), floats(ROWS, 1)),
         Row(heatmaps(probabilities), heatmaps(saturated), floats(ROWS, 1), {"alpha": 0.5}),
     ],
+    "IoUAwareBCELoss": [
+        Row(
+            with_ranks(logits),
+            with_ranks(extreme_logits),
+            floats(ROWS, 4),
+            {"tau": 1.5},
+            detached=True,
+        ),
+    ],
     "IoULoss": [
         Row(box_pair, box_extremes, floats(ROWS, 1)),
-        Row(box_pair, box_extremes, floats(ROWS, 1), {"mode": "square"}),
+        Row(
+            box_pair,
+            box_extremes,
+            floats(ROWS, 1),
+            {"mode": "square", "inner_ratio": 1.2, "focaler": (0.1, 0.9)},
+        ),
     ],
+    "KFLoss": [Row(with_decoded(rotated_pair), with_decoded(rotated_extremes), floats(ROWS, 1))],
     "KnowledgeDistillationKLDivLoss": [
         Row(twice(logits), twice(extreme_logits), floats(ROWS, 1)),
         Row(twice(logits), twice(extreme_logits), floats(ROWS, 1), {"T": 1.5}),
@@ -342,6 +481,7 @@ CASES: dict[str, list[Row]] = {
             mean="mined",
         ),
     ],
+    "MPDIoULoss": [Row(box_pair, box_extremes, floats(ROWS, 1), {"image_shape": (90, 120)})],
     "MSELoss": [Row(elementwise, elementwise_extremes, floats(ROWS, 1))],
     "MarginL2Loss": [
         Row(
@@ -352,8 +492,20 @@ CASES: dict[str, list[Row]] = {
             mean="mined",
         ),
     ],
+    "MatchabilityAwareLoss": [
+        Row(
+            with_quality(logits),
+            with_quality(extreme_logits),
+            floats(ROWS, 1),
+            {"gamma": 1.5, "alpha": 0.75},
+            detached=True,
+        ),
+    ],
     "MultiPosCrossEntropyLoss": [
         Row(with_right_classes(logits), with_right_classes(extreme_logits), floats(ROWS, 1))
+    ],
+    "ProbIoULoss": [
+        Row(rotated_pair, rotated_extremes, floats(ROWS, 1), {"ciou": True}, detached=True)
     ],
     "QualityFocalLoss": [
         Row(with_quality(logits), with_quality(extreme_logits), floats(ROWS, 1)),
@@ -361,12 +513,12 @@ CASES: dict[str, list[Row]] = {
             with_quality(probabilities),
             with_quality(saturated),
             floats(ROWS, 1),
-            {"activated": True, "beta": 0.5},
+            {"activated": True, "beta": 0.5, "alpha": 0.75},
         ),
     ],
     "SIoULoss": [
         Row(box_pair, box_extremes, floats(ROWS, 1)),
-        Row(box_pair, box_extremes, floats(ROWS, 1), {"neg_gamma": True}),
+        Row(box_pair, box_extremes, floats(ROWS, 1), {"neg_gamma": True, "inner_ratio": 0.75}),
     ],
     "SeesawLoss": [
         Row(*SEESAW, floats(ROWS, 1), {"num_classes": CLASSES}, mean="positives"),
@@ -377,11 +529,16 @@ CASES: dict[str, list[Row]] = {
             mean="positives",
         ),
     ],
+    "ShapeIoULoss": [Row(box_pair, box_extremes, floats(ROWS, 1), {"scale": 1.0})],
     "SmoothL1Loss": [Row(elementwise, elementwise_extremes, floats(ROWS, 1), {"beta": 0.5})],
+    "SoftmaxFocalLoss": [
+        Row(with_labels(logits), with_labels(extreme_logits), floats(ROWS, 1), {"gamma": 1.5})
+    ],
     "TripletLoss": [
         Row(with_labels(logits), embedding_extremes, floats(ROWS)),
         Row(with_labels(logits), one_class, floats(ROWS)),
     ],
+    "TverskyLoss": [Row(with_pixels(logits), with_pixels(extreme_logits), floats(ROWS, 3, 1))],
     "VarifocalLoss": [
         Row(with_ious(logits), with_ious(extreme_logits), floats(ROWS, 1)),
         Row(
@@ -390,7 +547,16 @@ CASES: dict[str, list[Row]] = {
             floats(ROWS, 1),
             {"gamma": 0.5, "iou_weighted": False},
         ),
+        Row(
+            with_quality(logits),
+            with_quality(extreme_logits),
+            floats(ROWS, 1),
+            {"detached": True},
+            detached=True,
+        ),
     ],
+    "WIoULoss": [Row(box_pair, box_extremes, floats(ROWS, 1))],
+    "WassersteinLoss": [Row(box_pair, box_extremes, floats(ROWS, 1))],
 }
 
 # What tests are parametrized with.

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from cases import CASES, ROWS, value_of
 from visdet_jax import build_loss
-from visdet_jax.checks import BOXES, FINITE, LOGITS, UNIT
+from visdet_jax.checks import BOXES, FINITE, LOGITS, ROTATED_BOXES, UNIT
 
 KINDS = [(name, row) for name, rows in CASES.items() for row in rows if not row.is_metric]
 
@@ -53,6 +53,7 @@ VALUES = {
     LOGITS: numbers(1e4, 17.0, 88.0, 104.0),
     FINITE: numbers(1e4, 1e-3, 0.5),
     BOXES: numbers(1e4, 0.5, 2.0, 1e-3),
+    ROTATED_BOXES: numbers(1e4, 0.5, 2.0, 1e-3),
     UNIT: st.sampled_from([0.0, 1.0, 0.5, float(np.float32(1e-30)), float(1 - np.float32(6e-8))])
     | st.floats(0, 1, width=32),
 }

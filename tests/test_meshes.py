@@ -24,6 +24,7 @@ close = functools.partial(chex.assert_trees_all_close, rtol=2e-5, atol=1e-6)
 # Rows of these losses depend on the other rows: within shard_map they would see their own device's
 # only. Under jit over sharded arrays they see all.
 WHOLE_BATCH = {
+    "DecoupledDistillationFocalLoss": "matched rows, counted over axis_name: its own tests",
     "TripletLoss": "the furthest and the nearest of the batch",
     "MarginL2Loss": "negatives are mined by the number of positives",
     "L2Loss": "the mean is over the entries that mining leaves",
@@ -31,6 +32,7 @@ WHOLE_BATCH = {
     "EQLV2Loss": "statistics, merged by axis_name: tests/test_state.py",
     "GHMC": "statistics, merged by axis_name: tests/test_state.py",
     "GHMR": "statistics, merged by axis_name: tests/test_state.py",
+    "WIoULoss": "statistics, merged by axis_name: tests/test_state.py",
 }
 EVERY = [
     pytest.param(name, index, id=f"{name}-{index}")

@@ -18,10 +18,11 @@ from visdet_jax.function import replicated, warn
 class Rule(NamedTuple):
     """What values must be."""
 
-    bad: Callable[[jax.Array], jax.Array]  # a mask of items; an item may be a box
+    bad: Callable[[jax.Array], jax.Array]  # a mask of items
     must: str
     ignored: Callable[[jax.Array], jax.Array] | None = None  # labels whose rows are not read
     is_logits: bool = False
+    of_boxes: bool = False  # an item is a box: all of the last axis
 
 
 class Expected(NamedTuple):
@@ -45,6 +46,12 @@ AVG_FACTOR = Rule(lambda x: ~(jnp.isfinite(x) & (x > 0)), "must be finite and ab
 BOXES = Rule(
     lambda x: ~jnp.isfinite(x).all(-1) | _inverted(x),
     "must be finite, with x1 ≤ x2 and y1 ≤ y2",
+    of_boxes=True,
+)
+ROTATED_BOXES = Rule(
+    lambda x: ~(jnp.isfinite(x).all(-1) & (x[..., 2] >= 0) & (x[..., 3] >= 0)),
+    "must be finite, with w ≥ 0 and h ≥ 0",
+    of_boxes=True,
 )
 
 
@@ -154,7 +161,7 @@ def read_rows(arguments: Sequence[Expected], weight: Any) -> list[Expected]:
         return functools.reduce(operator.and_, [_spread(mask, shape) for mask in masks], True)
 
     return [
-        a._replace(used=used(np.shape(a.x)[:-1] if a.rule is BOXES else np.shape(a.x)))
+        a._replace(used=used(np.shape(a.x)[:-1] if a.rule.of_boxes else np.shape(a.x)))
         for a in arguments
     ]
 

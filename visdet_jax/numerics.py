@@ -40,6 +40,33 @@ def divide(x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.where(zero, 0, x / jnp.where(zero, 1, y))
 
 
+def _unit(y, x):
+    """Both over the larger of them, and that; 0, 1 and 1 of nothing."""
+    size = jnp.maximum(jnp.abs(x), jnp.abs(y))
+    nothing = size < jnp.finfo(x.dtype).tiny
+    size = jnp.where(nothing, 1, size)
+    return y / size, jnp.where(nothing, 1, x / size), size
+
+
+@jax.custom_jvp
+def arctan2(y: jax.Array, x: jax.Array) -> jax.Array:
+    """The angle of (x, y) by half of it: arctan of one argument is the faster on a CPU.
+
+    0 of (0, 0), and its gradient is finite there too.
+    """
+    y, x, _ = _unit(y, x)
+    radius = jnp.sqrt(x * x + y * y)
+    left = x < 0
+    return 2 * jnp.arctan(jnp.where(left, radius - x, y) / jnp.where(left, y, radius + x))
+
+
+@arctan2.defjvp
+def _arctan2_jvp(primals, tangents):
+    dy, dx = tangents
+    y, x, size = _unit(*primals)
+    return arctan2(*primals), (x * dy - y * dx) / ((x * x + y * y) * size)
+
+
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class WholeExponent:

@@ -10,7 +10,7 @@ from typing import Any
 from visdet_jax.module import alternatives, as_tuple, describe, field_types
 
 # Prefixes by which configs of these libraries name their registries.
-SCOPES = ("mmdet", "visdet")
+SCOPES = ("mmdet", "mmrotate", "visdet")
 
 
 class UnknownName(KeyError, ValueError):
@@ -50,7 +50,9 @@ class Registry(Mapping[str, type]):
 
     def _what_it_is(self, scope: str, name: str) -> str:
         if scope and scope not in SCOPES:
-            return f": it is {scope}'s own, and only {' and '.join(SCOPES)}'s names are known here."
+            *known, last = SCOPES
+            names = f"{', '.join(known)} and {last}"
+            return f": it is {scope}'s own, and only {names}'s names are known here."
         if self.kind == "loss" and name.endswith("Cost"):
             return ": it is a match cost, for the `match_costs` of a HungarianAssigner."
         return f".{_did_you_mean(name, self)}"

@@ -35,7 +35,7 @@ def tversky_loss(
     alpha = beta = 0.5 is Dice's index. A class that `ignore_index` names costs 0, yet C counts it.
     Nothing against nothing costs 0, for smooth = 0 too.
 
-    MMSegmentation's form. Kornia's sums over the classes before it divides: FP = FN there, and only
+    MMSegmentation's form. Kornia's (before 0.9) sums over the classes first: FP = FN there, and only
     alpha + beta counts.
 
     Args:
