@@ -52,7 +52,7 @@ def test_lookup(capsys):
     lookup.main()
     out = capsys.readouterr().out
     for text in (
-        "GIoULoss(reduction='mean', loss_weight=2.0, eps=1e-06)",
+        "GIoULoss(reduction='mean', loss_weight=2.0, inner_ratio=None, focaler=None, eps=1e-06)",
         "SmoothL1Loss(reduction='mean', loss_weight=1.0, beta=0.11)",
         "Did you mean 'FocalLoss'?",
         "Did you mean 'gamma'?",

@@ -127,6 +127,6 @@ def test_a_field_may_be_traced():
 
 
 def test_field_types_are_checked_when_built_by_hand():
-    with pytest.raises(TypeError, match=r"FocalLoss: alpha must be a number, got '0\.5'"):
+    with pytest.raises(TypeError, match=r"FocalLoss: alpha must be a number or None, got '0\.5'"):
         FocalLoss(alpha="0.5")
     assert FocalLoss(gamma=np.float32(2)).gamma == 2

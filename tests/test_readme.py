@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import visdet_jax
+from adapters import DIFFERENCES as LATER
 from golden.differences import DIFFERENCES
 from golden.read_golden import read
 from visdet_jax import LOSSES, Loss
@@ -40,8 +41,8 @@ def test_python_snippets_run(registry_restored, capsys):
 
 
 def table_rows():
-    table = README.split("<!-- losses:")[1].split("\n\n")[0]
-    for line in table.splitlines()[3:]:
+    tables = [part.split("\n\n")[0] for part in README.split("<!-- losses:")[1:]]
+    for line in (line for table in tables for line in table.splitlines()[3:]):
         names, _, functions, keys, _ = (cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1])
         for name in re.findall(r"`(\w+)`", names):
             yield name, re.findall(r"`(\w+)`", functions), keys
@@ -83,6 +84,18 @@ def test_the_counts_of_golden_cases():
     equal = f"{counts['equal']:,}".replace(",", " ")
     assert f"{equal} recorded cases equal" in README
     assert f"{counts['error']} raise as they do. The other {counts['ours']} are" in README
+
+
+def test_the_counts_of_later_cases():
+    counts = Counter()
+    for path in sorted((ROOT / "tests" / "golden" / "later").glob("*.npz")):
+        for case, expected in read(path):
+            slug = case["name"].partition("/")[2]
+            ours = {(path.stem, slug), (path.stem, slug.partition("_")[2])} & LATER.keys()
+            counts["ours" if ours else "error" if "error" in expected else "equal"] += 1
+    assert f"of which {counts.total()} cases are replayed" in README
+    assert f"Of the later losses {counts['equal']} cases equal" in README
+    assert f"{counts['error']} raise as it does, and {counts['ours']} are answered" in README
 
 
 def test_commands_and_files_exist():

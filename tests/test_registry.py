@@ -109,13 +109,13 @@ def test_strings_of_numbers_become_numbers():
         (
             {"type": "mmpretrain.FocalLoss"},
             ValueError,
-            "No loss is called 'mmpretrain.FocalLoss': it is mmpretrain's own, and only mmdet ",
+            "No loss is called 'mmpretrain.FocalLoss': it is mmpretrain's own, and only mmdet, ",
         ),
         (
             {"type": "FocalLoss", "gama": 2.0},
             ValueError,
             "FocalLoss has no key 'gama'. Did you mean 'gamma'? Its keys: reduction, loss_weight, "
-            "use_sigmoid, gamma, alpha, activated.",
+            "use_sigmoid, gamma, alpha, activated, poly_epsilon.",
         ),
         ({"gamma": 2.0}, ValueError, "The config of a loss needs a key 'type', got {'gamma': 2.0}"),
         (

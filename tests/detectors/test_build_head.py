@@ -396,8 +396,8 @@ RANDOM = {"type": "RandomSampler", "num": 256, "pos_fraction": 0.5}
             change(RETINA, loss_bbox={"type": "GIoULoss"}),
             RETINA_TRAIN,
             ValueError,
-            "RetinaHead: GIoULoss(reduction='mean', loss_weight=1.0, eps=1e-06) needs boxes: set "
-            "reg_decoded_bbox=True",
+            "RetinaHead: GIoULoss(reduction='mean', loss_weight=1.0, inner_ratio=None, "
+            "focaler=None, eps=1e-06) needs boxes: set reg_decoded_bbox=True",
         ),
         (
             change(RETINA, loss_cls={"type": "QualityFocalLoss"}),
