@@ -1,9 +1,9 @@
-"""Train a small detector, one of four, whose losses are built from a config in mmdet's form.
+"""Train a small detector, one of five, whose losses are built from a config in mmdet's form.
 
     python examples/train_detector.py                      # FCOS on aerial photographs of trees
     python examples/train_detector.py --data digits        # handwritten digits
-    python examples/train_detector.py --detector gfl       # or retinanet, atss: examples/configs
-    python examples/train_detector.py --all                # all four, side by side
+    python examples/train_detector.py --detector gfl       # or another of examples/configs
+    python examples/train_detector.py --all                # all five, side by side
     python examples/train_detector.py --losses my.yaml     # other losses
     python examples/train_detector.py --resume             # continue the last run
 

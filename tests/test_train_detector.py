@@ -18,10 +18,22 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import orbax.checkpoint as ocp
 
 import train_detector
-from detector import coco, config, data, digits, evaluation, heads, network, postprocess, trees
+from detector import (
+    coco,
+    config,
+    data,
+    detr,
+    digits,
+    evaluation,
+    heads,
+    network,
+    postprocess,
+    training,
+    trees,
+)
 from detector.config import DETECTORS, ConfigError, load_losses, read_model
 from detector.data import IGNORED, PADDING
-from visdet_jax.detectors import HeadOutputs
+from visdet_jax.detectors import DETROutputs, HeadOutputs
 
 pytestmark = pytest.mark.example
 
@@ -87,12 +99,13 @@ def shared_compilations(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def all_runs(tmp_path_factory):
-    """All four detectors, a few steps each on the same few digits; and what was printed."""
+    """All detectors, a few steps each on the same few digits; and what was printed."""
     folder, first_batch = tmp_path_factory.mktemp("runs") / "all", digits.Digits.train_batch
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
         patch.setattr(digits, "VALIDATION_SCENES", 4)
         patch.setattr(digits.Digits, "train_batch", lambda self, step: first_batch(self, 0))
         patch.setitem(config.STRIDES, "digits", [8])  # one level compiles faster
+        patch.setattr(detr, "LAYERS", 2)
         metrics = train_detector.main(["--all", *DIGITS, *FEW, "--out", str(folder)])
     return folder, metrics, out.getvalue()
 
@@ -108,6 +121,7 @@ FEW = ["--quick", "--steps", "8", "--batch-size", "2"]
         ("retinanet", ["loss_bbox", "loss_cls"]),
         ("atss", ["loss_bbox", "loss_centerness", "loss_cls"]),
         ("gfl", ["loss_bbox", "loss_cls", "loss_dfl"]),
+        ("detr", ["loss_bbox", "loss_cls", "loss_iou"]),
     ],
 )
 def test_each_detector_trains(all_runs, detector, names):
@@ -147,7 +161,7 @@ def test_all_writes_one_table_and_pictures(all_runs):
         "AP75",
         "seconds",
     ]
-    assert [line.split()[0] for line in lines[2:6]] == list(DETECTORS)
+    assert [line.split()[0] for line in lines[2 : 2 + len(DETECTORS)]] == list(DETECTORS)
     for parts in (".", *DETECTORS):
         for name in ("losses.png", "detections.jpg"):
             with Image.open(folder / parts / name) as picture:
@@ -650,6 +664,65 @@ def test_fcos_distances_are_positive_in_pixels_or_strides():
     assert found == [(4, 8), (1, 1)]
 
 
+def test_detr_outputs_follow_the_image():
+    """A set after each layer and every cell's proposal; a larger image has more queries."""
+    head = heads.make_head(read_model("detr", {}), 3, [4, 8])
+    for shape, cells, queries in (((96, 96), 144, 24), ((64, 200), 200, 34)):
+        outputs = nnx.eval_shape(
+            lambda shape=shape: network.Detector(head, rngs=nnx.Rngs(0))(
+                np.zeros((2, *shape, 3), np.uint8)
+            )
+        )
+        assert [x.shape for x in outputs] == [
+            (3, 2, queries, 3),
+            (3, 2, queries, 4),
+            (2, cells, 3),
+            (2, cells, 4),
+        ]
+
+
+def test_detr_starts_from_the_best_proposals_and_corrects_them_layer_by_layer():
+    head = heads.make_head(read_model("detr", {}), 3, [8])
+    transformer = nnx.jit(lambda: detr.Transformer(16, head, rngs=nnx.Rngs(0)))()
+    features = np.random.default_rng(0).normal(size=(2, 4, 6, 16)).astype("f4")
+    apply = nnx.jit(lambda transformer: transformer([features]))
+    outputs = jax.device_get(apply(transformer))
+    squares = outputs.enc_bbox_preds * np.array([6, 4, 6, 4])  # at first nothing is moved
+    np.testing.assert_allclose(squares[1, 8], [2.5, 1.5, detr.SIDE, detr.SIDE], rtol=1e-6)
+    best = np.argsort(-outputs.enc_cls_scores[..., 0], axis=1)[:, :4]
+    chosen = np.take_along_axis(outputs.enc_bbox_preds, best[..., None], axis=1)
+    for boxes in outputs.bbox_preds:
+        np.testing.assert_allclose(boxes, chosen, rtol=1e-6)
+
+    for estimate in transformer.estimates:  # a tenth of its width to the right, half as high
+        estimate.boxes.bias[...] = np.array([0.1, 0, 0, np.log(0.5)], "f4")
+    x, _, width, height = np.moveaxis(chosen, -1, 0)
+    for layer, boxes in enumerate(jax.device_get(apply(transformer)).bbox_preds, start=1):
+        np.testing.assert_allclose(boxes[..., 0], x + 0.1 * layer * width, rtol=1e-5)
+        np.testing.assert_allclose(boxes[..., 3], height / 2**layer, rtol=1e-5)
+
+
+def test_detr_sees_an_object_alike_wherever_it_lies():
+    """Attention of boxes and places that are moved alike; a query looks about its box first."""
+    attention = detr.Attention(16, rngs=nnx.Rngs(0))
+    rng = np.random.default_rng(0)
+    x, memory = (rng.normal(size=(1, n, 16)).astype("f4") for n in (3, 20))
+    places = rng.uniform(0, 8, (1, 20, 2)).astype("f4")
+    boxes = np.concatenate([places[:, :3], [[[2, 3]] * 3]], axis=-1).astype("f4")
+    found = attention(x, boxes, memory, places)
+    moved = boxes + np.array([16, 32, 0, 0], "f4")
+    shift = np.array([16, 32], "f4")
+    np.testing.assert_allclose(attention(x, moved, memory, places + shift), found, atol=1e-3)
+    far = memory.copy()
+    far[:, 10:] += 1
+    away = places.copy()
+    away[:, 10:] += 50
+    np.testing.assert_allclose(
+        attention(x, boxes, far, away), attention(x, boxes, memory, away), atol=1e-6
+    )
+    assert abs(attention(x, boxes, far, places) - found).max() > 1e-3
+
+
 def random_boxes(rng, count, side):
     corner = rng.uniform(0, side - 4, (count, 2))
     return np.concatenate([corner, corner + rng.uniform(2, 40, (count, 2))], axis=1).astype("f4")
@@ -680,6 +753,29 @@ def test_select_keeps_the_best_of_each_object():
     assert found["scores"].tolist() == [0.875, 0.75, 0.375, 0.25]
     assert found["labels"].tolist() == [1, 0, 0, 1]
     np.testing.assert_array_equal(found["boxes"], boxes[[2, 1, 3, 1]])
+
+
+def test_a_set_of_queries_keeps_its_duplicates(monkeypatch):
+    """DETR's detections are the best of all queries and classes, of one place too."""
+    logits = np.array([[2.0, -1.0], [3.0, -2.0], [0.5, 1.0]], "f4")
+    boxes = np.array([[0.5, 0.5, 0.25, 0.5], [0.5, 0.5, 0.25, 0.5], [0.25, 0.25, 0.5, 0.5]], "f4")
+    outputs = DETROutputs(logits[None, None], boxes[None, None])
+
+    class Network(nnx.Module):
+        def __init__(self, head, rngs):
+            pass
+
+        def __call__(self, images):
+            return outputs
+
+    monkeypatch.setattr(training, "Detector", Network)
+    trainer = training.Trainer(heads.make_head(read_model("detr", {}), 2, [8]), 1, 0)
+    found = trainer.predictor({"averaged": nnx.State({})}, 4)(np.zeros((40, 80, 3), np.uint8))
+    np.testing.assert_allclose(found["scores"], 1 / (1 + np.exp([-3, -2, -1, -0.5])), rtol=1e-6)
+    assert found["labels"].tolist() == [0, 0, 1, 0]
+    np.testing.assert_allclose(
+        found["boxes"], [[30, 10, 50, 30], [30, 10, 50, 30], [0, 0, 40, 20], [0, 0, 40, 20]]
+    )
 
 
 def test_average_precision_of_known_detections():

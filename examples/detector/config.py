@@ -10,7 +10,7 @@ import yaml
 
 RUNS = Path("runs")
 CONFIGS = Path(__file__).parents[1] / "configs"
-DETECTORS = ("fcos", "retinanet", "atss", "gfl")  # the first is the default
+DETECTORS = ("fcos", "retinanet", "atss", "gfl", "detr")  # the first is the default
 COCO_PATHS = ("train_images", "train_json", "val_images", "val_json")
 PRESETS = {
     "trees": {"steps": 800, "batch_size": 4, "image_size": 224, "max_boxes": 100},
@@ -28,7 +28,7 @@ class ConfigError(ValueError):
 def read_options(argv: list[str] | None) -> tuple[dict[str, dict[str, Any]], Path]:
     """The options of the run to start or to continue, by detector, and its folder.
 
-    With --all there are four.
+    With --all there is a run of each detector.
     """
     given = parse_arguments(argv)
     every = given.pop("all", False)
@@ -70,7 +70,7 @@ def parse_arguments(argv: list[str] | None) -> dict[str, Any]:
     add("--val-images", metavar="DIR")
     add("--val-json", metavar="FILE")
     add("--detector", choices=DETECTORS, help="a file of examples/configs (default: fcos)")
-    add("--all", action="store_true", help="train all four, one after the other, and compare them")
+    add("--all", action="store_true", help="train all, one after the other, and compare them")
     add("--losses", metavar="FILE", type=Path, help="YAML or Python: loss_bbox and others")
     add("--steps", type=positive, help="default: trees 800, digits 600, own data 3000")
     add("--batch-size", type=positive, help="default: trees 4, digits 16, own data 8")

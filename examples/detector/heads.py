@@ -16,7 +16,7 @@ def make_head(model: dict[str, Any], num_classes: int, strides: list[int]) -> He
     config = {**copy.deepcopy(model["bbox_head"]), "num_classes": num_classes}
     if "anchor_generator" in config:
         config["anchor_generator"]["strides"] = strides
-    else:
+    elif "regress_ranges" in config:
         config |= {"strides": strides, "regress_ranges": _ranges(config, strides)}
     try:
         head = build_head(config, model.get("train_cfg"))

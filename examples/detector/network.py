@@ -1,4 +1,7 @@
-"""A small detector in flax.nnx: residual backbone, feature pyramid and one tower for all levels."""
+"""A small detector in flax.nnx: residual backbone, feature pyramid, and what a head's losses want.
+
+That is one tower for all levels, or DETR's transformer (detr.py).
+"""
 
 import math
 
@@ -6,7 +9,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from visdet_jax.detectors import FCOSHead, Head, HeadOutputs
+from visdet_jax.detectors import DETRHead, DETROutputs, FCOSHead, Head, HeadOutputs
+
+from . import detr
 
 GROUPS = 8
 
@@ -116,10 +121,12 @@ class Detector(nnx.Module):
     """Images uint8 (B, H, W, 3), sides divisible by the largest stride, to a head's outputs."""
 
     def __init__(self, head: Head, *, width: int = 32, channels: int = 64, rngs: nnx.Rngs):
-        self.backbone = Backbone(head.strides, width, rngs=rngs)
+        of_queries = isinstance(head, DETRHead)
+        strides = (detr.STRIDE,) if of_queries else head.strides
+        self.backbone = Backbone(strides, width, rngs=rngs)
         self.pyramid = Pyramid(self.backbone.channels, channels, rngs=rngs)
-        self.towers = Towers(channels, head, rngs=rngs)
+        self.top = (detr.Transformer if of_queries else Towers)(channels, head, rngs=rngs)
 
-    def __call__(self, images: jax.Array) -> HeadOutputs:
+    def __call__(self, images: jax.Array) -> HeadOutputs | DETROutputs:
         x = images.astype(jnp.float32) / 127.5 - 1
-        return self.towers(self.pyramid(self.backbone(x)))
+        return self.top(self.pyramid(self.backbone(x)))

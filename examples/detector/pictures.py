@@ -16,7 +16,7 @@ from .data import ValidationSet
 
 # Okabe and Ito's palette, which the colour-blind tell apart too
 BLUE, ORANGE, GREEN = "#0072B2", "#E69F00", "#009E73"
-SKY, VERMILION = "#56B4E9", "#D55E00"
+SKY, VERMILION, PURPLE = "#56B4E9", "#D55E00", "#CC79A7"
 TRUTH = {"fill": False, "edgecolor": SKY, "linestyle": "--", "linewidth": 1.8}
 DETECTION = {"fill": False, "edgecolor": VERMILION, "linewidth": 1.6}
 MAX_PANELS = 8
@@ -47,11 +47,11 @@ def draw_losses(path: Path, history: dict[str, list[float]]) -> None:
 def draw_totals(path: Path, histories: dict[str, dict[str, list[float]]]) -> None:
     """The sum of the losses of each detector over the steps, as a running mean."""
     figure, panel = plt.subplots(figsize=(10, 4.8), dpi=100, layout="constrained")
-    for (name, history), color, dashes in zip(
-        histories.items(), (BLUE, ORANGE, GREEN, VERMILION), ("-", "--", "-.", ":"), strict=True
-    ):
+    colors = (BLUE, ORANGE, GREEN, VERMILION, PURPLE)
+    styles = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+    for (name, history), color, dashes in zip(histories.items(), colors, styles, strict=True):
         width, steps, total = _running_mean(np.sum(list(history.values()), axis=0))
-        panel.plot(steps, total, dashes, color=color, linewidth=2.5, label=name)
+        panel.plot(steps, total, linestyle=dashes, color=color, linewidth=2.5, label=name)
     panel.set(xlabel="step", ylabel=f"sum of the losses, mean of {width} steps", yscale="log")
     panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     panel.yaxis.set_major_formatter("{x:g}")

@@ -14,12 +14,18 @@ def select(
     From boxes (N, 4) and the scores (N, C) of each class; K is static, and a detection that is none
     has score 0.
     """
-    best, index = jax.lax.top_k(scores.ravel(), min(2 * max_detections, scores.size))
+    found = best(boxes, scores, 2 * max_detections)
+    kept = nms(found["boxes"], found["labels"], iou_threshold)
+    found["scores"] = jnp.where(kept, found["scores"], 0.0)
+    _, order = jax.lax.top_k(found["scores"], min(max_detections, len(kept)))
+    return {name: x[order] for name, x in found.items()}
+
+
+def best(boxes: jax.Array, scores: jax.Array, max_detections: int) -> dict[str, jax.Array]:
+    """The highest of all scores (N, C) and their boxes (N, 4), as `select` gives them."""
+    highest, index = jax.lax.top_k(scores.ravel(), min(max_detections, scores.size))
     prior, labels = jnp.divmod(index, scores.shape[1])
-    boxes = boxes[prior]
-    best = jnp.where(nms(boxes, labels, iou_threshold), best, 0.0)
-    best, order = jax.lax.top_k(best, min(max_detections, len(best)))
-    return {"boxes": boxes[order], "scores": best, "labels": labels[order]}
+    return {"boxes": boxes[prior], "scores": highest, "labels": labels}
 
 
 def nms(boxes: jax.Array, labels: jax.Array, iou_threshold: float) -> jax.Array:

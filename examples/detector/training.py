@@ -12,11 +12,11 @@ import orbax.checkpoint as ocp
 from flax import nnx
 from tqdm import tqdm
 
-from visdet_jax.detectors import Head
+from visdet_jax.detectors import DETROutputs, Head
 
 from .data import Dataset
 from .network import Detector
-from .postprocess import select
+from .postprocess import best, select
 
 LEARNING_RATE = 2e-3
 WEIGHT_DECAY = 1e-3
@@ -31,7 +31,7 @@ class Trainer:
     ):
         """`sharding`: where the state lies, if not on the one device."""
         self.head, self.steps, self.sharding = head, steps, sharding
-        self.loss_names = list(head.init())
+        self.loss_names = list(head.init())  # those shown: of DETR's layers the last one's
         warmup = max(1, steps // 20)
         schedule = optax.warmup_cosine_decay_schedule(0.0, LEARNING_RATE, warmup, max(steps, 2))
         self.optimizer = optax.chain(
@@ -70,8 +70,10 @@ class Trainer:
         """State and batch to the next state."""
 
         def total_loss(params: nnx.State) -> tuple[jax.Array, jax.Array]:
+            count, *shape, _ = batch["images"].shape
             outputs = nnx.merge(self.graphdef, params)(batch["images"])
-            losses = self.head.loss(outputs, batch["boxes"], batch["labels"])
+            shapes = jnp.broadcast_to(jnp.array(shape), (count, 2))
+            losses = self.head.loss(outputs, batch["boxes"], batch["labels"], shapes)
             return sum(losses.values()), jnp.stack([losses[name] for name in self.loss_names])
 
         gradients, values = jax.grad(total_loss, has_aux=True)(state["params"])
@@ -114,6 +116,8 @@ class Trainer:
         def predict(params: nnx.State, image: jax.Array) -> dict[str, jax.Array]:
             outputs = nnx.merge(self.graphdef, params)(image[None])
             boxes, scores = self.head.decode(outputs, jnp.array([image.shape[:2]]))
+            if isinstance(outputs, DETROutputs):  # a set: no duplicates
+                return best(boxes[0], scores[0], max_detections)
             if outputs.centernesses is not None:
                 scores = jnp.sqrt(scores)  # a product of two; the root compares to other heads'
             return select(boxes[0], scores[0], max_detections)
