@@ -1,6 +1,5 @@
 """Replays the golden cases of later years: value and gradient in float64, value in float32."""
 
-import json
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -27,67 +26,76 @@ class Case:
 
     def __init__(self, raw, precision):
         def to_array(x):
-            kind = precision if x.dtype.kind == "f" else np.int32
-            return x.astype(kind)
+            return x.astype(precision if x.dtype.kind == "f" else np.int32)
 
         self.adapter = ADAPTERS[raw["name"].partition("/")[0]]
-        config = {k: v for k, v in raw["cfg"].items() if k != "type"}
         inputs = {
-            k: to_array(v) if isinstance(v, np.ndarray) else float(v) if is_number(v) else v
-            for k, v in raw["inputs"].items()
-            if k not in self.adapter.static
+            k: to_array(v) if isinstance(v, np.ndarray) else v for k, v in raw["inputs"].items()
         }
-        static = {k: raw["inputs"][k] for k in self.adapter.static if k in raw["inputs"]}
-        numbers = {k for k, v in config.items() if is_number(v)} - {*self.adapter.static}
-        self.numbers = {k: float(config[k]) for k in numbers}
-        self.config = {k: v for k, v in config.items() if k not in numbers}
-        arrays = {k for k, v in inputs.items() if isinstance(v, np.ndarray | float)}
-        self.constants = {k: v for k, v in inputs.items() if k not in arrays} | static
-        self.inputs = {k: inputs[k] for k in arrays}
+        config = {k: v for k, v in raw["cfg"].items() if k != "type"}
+        # The numbers, however deep, and the arrays are traced.
+        self.leaves, self.tree = jax.tree.flatten_with_path((config, inputs), is_leaf=is_none)
+        self.traced = {
+            i: float(x) if is_number(x) else x
+            for i, (path, x) in enumerate(self.leaves)
+            if isinstance(x, np.ndarray) or (is_number(x) and not self.is_static(path))
+        }
         wrt = raw["grad_wrt"] if precision == "float64" else []
-        self.wrt = {k: self.inputs.pop(k) for k in wrt}
+        self.wrt = {k: inputs[k] for k in wrt}
+
+    def is_static(self, path):
+        return any(getattr(part, "key", None) in (*self.adapter.static, SHAPE) for part in path)
 
     def key(self):
         """Cases of one key share a compiled program."""
-        shapes = jax.tree.map(
-            lambda x: (np.shape(x), str(np.asarray(x).dtype)),
-            (self.wrt, self.inputs, self.numbers),
-        )
-        call = self.adapter.call
-        parts = [call.__module__, call.__name__, self.config, self.constants, shapes]
-        return json.dumps(parts, sort_keys=True, default=repr)
+        static = [x for i, (_, x) in enumerate(self.leaves) if i not in self.traced]
+        shapes = {i: (np.shape(x), str(np.asarray(x).dtype)) for i, x in self.traced.items()}
+        return self.adapter.call, str(self.tree), repr(static), repr(shapes), tuple(self.wrt)
+
+    def call(self, wrt, traced):
+        """The outputs by the golden files' names."""
+        leaves = [traced.get(i, x) for i, (_, x) in enumerate(self.leaves)]
+        config, inputs = jax.tree.unflatten(self.tree, leaves)
+        out = self.adapter.call(config, **{**inputs, **wrt})
+        if isinstance(out, dict):
+            return {f"out.{k}": v for k, v in out.items()}
+        if isinstance(out, tuple):
+            return {f"out.{i}": v for i, v in enumerate(out)}
+        return {"out": out}
 
     def run(self):
-        """Outputs by the golden files' names, and the gradients of their sum."""
+        """Outputs, and the gradients of their sum."""
+        if not (self.wrt or self.adapter.whole):
+            # The functions are jitted themselves, and share their programs more widely.
+            return jax.tree.map(np.asarray, (self.call({}, self.traced), {}))
 
-        def total(wrt, inputs, numbers):
-            out = self.adapter.call({**self.config, **numbers}, **wrt, **inputs, **self.constants)
-            if isinstance(out, dict):
-                out = {f"out.{k}": v for k, v in out.items()}
-            elif isinstance(out, tuple):
-                out = {f"out.{i}": v for i, v in enumerate(out)}
-            else:
-                out = {"out": out}
+        def total(wrt, traced):
+            out = self.call(wrt, traced)
             floats = [jnp.sum(v) for v in out.values() if jnp.issubdtype(v.dtype, jnp.floating)]
             return sum(floats), out
 
-        def program(wrt, inputs, numbers):
+        def program(wrt, traced):
             if not wrt:
-                return total(wrt, inputs, numbers)[1], {}
-            (_, out), gradient = jax.value_and_grad(total, has_aux=True)(wrt, inputs, numbers)
+                return self.call({}, traced), {}
+            (_, out), gradient = jax.value_and_grad(total, has_aux=True)(wrt, traced)
             return out, gradient
 
         key = self.key()
         if key not in PROGRAMS:
             PROGRAMS[key] = jax.jit(program)
-        return jax.tree.map(np.asarray, PROGRAMS[key](self.wrt, self.inputs, self.numbers))
+        return jax.tree.map(np.asarray, PROGRAMS[key](self.wrt, self.traced))
 
     def raises(self):
         """Asserts an error, with the config's numbers known as a user's are."""
         with pytest.raises((TypeError, ValueError)):
-            self.adapter.call(
-                {**self.config, **self.numbers}, **self.wrt, **self.inputs, **self.constants
-            )
+            self.call(self.wrt, self.traced)
+
+
+SHAPE = "img_shape"  # a tuple of an image's sides, which originals take as such
+
+
+def is_none(x):
+    return x is None
 
 
 PROGRAMS = {}

@@ -20,10 +20,11 @@ RAISES = "raises"
 
 
 class Adapter(NamedTuple):
-    """call: (config, **inputs) -> outputs; static: keys of config that are shapes."""
+    """call: (config, **inputs) -> outputs; see `adapts` for the others."""
 
     call: Callable[..., Any]
     static: tuple[str, ...]
+    whole: bool
 
 
 class Instead(NamedTuple):
@@ -50,12 +51,16 @@ ADAPTERS: dict[str, Adapter] = {}
 DIFFERENCES: dict[tuple[str, str], tuple[str, Any]] = {}
 
 
-def adapts(*names: str, static: Sequence[str] = ()) -> Callable[[Any], Any]:
-    """Registers an adapter for the golden files of these names, `<source>.<Loss>`."""
+def adapts(*names: str, static: Sequence[str] = (), whole: bool = False) -> Callable[[Any], Any]:
+    """Registers an adapter for the golden files of these names, `<source>.<Loss>`.
+
+    static: keys of the config and inputs whose numbers are shapes, or choose the formula.
+    whole: a case without gradient is one program too, instead of the functions' own.
+    """
 
     def register(call):
         for name in names:
-            ADAPTERS[name] = Adapter(call, tuple(static))
+            ADAPTERS[name] = Adapter(call, tuple(static), whole)
         return call
 
     return register

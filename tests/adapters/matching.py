@@ -57,7 +57,7 @@ def cross_entropy_loss_cost(config, pred, target):
     return mask_cost("CrossEntropyLossCost", config, pred, target)
 
 
-@adapts("mmdet.HungarianAssigner")
+@adapts("mmdet.HungarianAssigner", whole=True)
 def hungarian_assigner(
     config, pred, target, img_shape, bboxes=None, gt_bboxes=None, masks=None, gt_masks=None
 ):
@@ -89,12 +89,12 @@ def criterion(config, pred, target, bbox_preds, gt_bboxes, num_gts, img_shapes, 
     return head.loss(outputs, gt_bboxes, target, img_shapes, gt_inds=gt_inds)
 
 
-@adapts("mmdet.DETRCriterion", static=("num_classes",))
+@adapts("mmdet.DETRCriterion", static=("num_classes",), whole=True)
 def detr_criterion(config, **inputs):
     return criterion(config, **inputs)
 
 
-@adapts("mmdet.DETRSetLoss", static=("num_classes",))
+@adapts("mmdet.DETRSetLoss", static=("num_classes",), whole=True)
 def detr_set_loss(config, **inputs):
     return criterion(config, **inputs)
 

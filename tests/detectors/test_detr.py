@@ -77,7 +77,7 @@ def boxes_for(counts, rows=4, dtype=np.float32, filling=np.nan):
     boxes = np.concatenate([corner, corner + size], axis=-1)
     exists = np.arange(rows) < np.array(counts)[:, None]
     labels = np.where(exists, rng.integers(0, CLASSES, exists.shape), -1).astype(np.int32)
-    shapes = np.tile(np.array(IMAGE), (len(counts), 1))
+    shapes = np.tile(np.array(IMAGE, np.int32), (len(counts), 1))
     return np.where(exists[..., None], boxes, filling).astype(dtype), labels, shapes
 
 
