@@ -1,6 +1,7 @@
 """Strict JAX for every test but the examples': no implicit dtype or rank promotion."""
 
 import contextlib
+import gc
 import os
 from collections import Counter, defaultdict
 from importlib.metadata import version
@@ -25,6 +26,11 @@ import pytest
 # Before the first computation: the sharding tests need more than one device.
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
+
+# Most of the rest is tracing, of which a tenth is the recording of Python's frames in the programs
+# and the search for garbage, of which there is little.
+jax.config.update("jax_traceback_in_locations_limit", 0)
+gc.set_threshold(200_000, 50, 100)
 
 
 @pytest.fixture(autouse=True)

@@ -16,10 +16,10 @@ PARTS = 4
 close = functools.partial(chex.assert_trees_all_close, rtol=2e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("name", "index"), ROW_BY_ROW)
-def test_sums_and_counts_of_micro_batches_are_the_whole_batch(name, index):
+@pytest.mark.parametrize("name", ROW_BY_ROW)
+def test_sums_and_counts_of_micro_batches_are_the_whole_batch(name):
     """`reduction_override="sum"`, added up as the counts are; divided once, at the end."""
-    loss, (pred, target, weight, keywords) = batch_for(name, index)
+    loss, (pred, target, weight, keywords) = batch_for(name)
 
     def summed(scale, pred, target, weight, keywords):
         return loss(scale * pred, target, weight, reduction_override="sum", **keywords)
@@ -41,9 +41,9 @@ def test_sums_and_counts_of_micro_batches_are_the_whole_batch(name, index):
     close((value / count, slope / count), jax.value_and_grad(whole)(scale))
 
 
-@pytest.mark.parametrize(("name", "index"), EVERY)
-def test_rematerialised_losses_are_the_same(name, index):
-    loss, (pred, target, weight, keywords) = batch_for(name, index)
+@pytest.mark.parametrize("name", EVERY)
+def test_rematerialised_losses_are_the_same(name):
+    loss, (pred, target, weight, keywords) = batch_for(name)
 
     def value(pred):
         return value_of(loss, pred, target, weight, **keywords)

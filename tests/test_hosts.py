@@ -12,7 +12,7 @@ from flax.training.train_state import TrainState
 from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 
-from cases import WITH_BARE, WITH_METRICS, first_state, updated
+from cases import ONE_EACH, WITH_METRICS, first_state, updated
 from head_cases import ROWS as HEADS
 from head_cases import boxes_for, outputs_for, total
 from test_state import added, close
@@ -53,8 +53,12 @@ def alone(loss, batches):
     return jax.jit(jax.value_and_grad(value, argnums=(0, 1)))(jnp.eye(width), jnp.zeros(width))
 
 
-@pytest.mark.parametrize(("name", "row"), WITH_BARE)
-def test_losses_in_an_nnx_module(name, row):
+@pytest.mark.parametrize(
+    ("name", "row"), [param for param in ONE_EACH if not param.values[1].is_metric]
+)
+def test_losses_in_modules(name, row):
+    """The loss as a field; its state as a variable of nnx, and as the carry of linen.scan."""
+
     class Host(nnx.Module):
         def __init__(self, loss, width):
             self.layer = nnx.Linear(width, width, kernel_init=identity, rngs=nnx.Rngs(0))
@@ -73,15 +77,10 @@ def test_losses_in_an_nnx_module(name, row):
     loss, batches = build_loss({"type": name, **row.config}), batches_of(row)
     host = Host(loss, batches[0].shape[-1])
     value, gradient = nnx.jit(nnx.value_and_grad(run))(host, batches)
-    layer = gradient["layer"]
-    close((value, (layer["kernel"].get_value(), layer["bias"].get_value())), alone(loss, batches))
+    layer, expected = gradient["layer"], alone(loss, batches)
+    close((value, (layer["kernel"].get_value(), layer["bias"].get_value())), expected)
 
-
-@pytest.mark.parametrize(("name", "row"), WITH_BARE)
-def test_losses_in_a_scanned_linen_module(name, row):
-    """The loss as a field, its state as the carry of linen.scan."""
-
-    class Host(linen.Module):
+    class LinenHost(linen.Module):
         loss: object
 
         @linen.compact
@@ -91,18 +90,17 @@ def test_losses_in_a_scanned_linen_module(name, row):
             value, state = updated(self.loss, state, pred, target, **keywords)
             return state, added(value)
 
-    loss, batches = build_loss({"type": name, **row.config}), batches_of(row)
-    steps = linen.scan(Host, variable_broadcast="params", split_rngs={"params": False})(loss)
+    steps = linen.scan(LinenHost, variable_broadcast="params", split_rngs={"params": False})(loss)
     variables = steps.init(jax.random.key(0), first_state(loss), batches)
 
     @jax.jit
     @jax.value_and_grad
-    def run(variables):
+    def run_linen(variables):
         return steps.apply(variables, first_state(loss), batches)[1].sum()
 
-    value, gradient = run(variables)
+    value, gradient = run_linen(variables)
     layer = gradient["params"]["layer"]
-    close((value, (layer["kernel"], layer["bias"])), alone(loss, batches))
+    close((value, (layer["kernel"], layer["bias"])), expected)
 
 
 @pytest.mark.parametrize("name", HEADS)

@@ -26,6 +26,15 @@ pytestmark = pytest.mark.example
 RUN = ["--data", "digits", "--steps", "4", "--batch-size", "8"]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def shared_compilations(tmp_path_factory):
+    """The processes of the second run find the programs of the first."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+        yield
+
+
 def in_processes(*arguments):
     """A run in two processes of two devices each."""
     command = [sys.executable, train_distributed.__file__, "--processes", "2"]

@@ -89,7 +89,9 @@ def test_match_costs_build_among_the_task_utils(config):
 
 @pytest.mark.parametrize("config", OTHERS, ids=lambda config: config["type"])
 def test_other_libraries_losses_say_whose_they_are(config):
-    with pytest.raises(ValueError, match="it is mmpretrain's own, and only mmdet, mmrotate and visdet's"):
+    with pytest.raises(
+        ValueError, match="it is mmpretrain's own, and only mmdet, mmrotate and visdet's"
+    ):
         build_loss(config)
 
 

@@ -35,8 +35,8 @@ def tversky_loss(
     alpha = beta = 0.5 is Dice's index. A class that `ignore_index` names costs 0, yet C counts it.
     Nothing against nothing costs 0, for smooth = 0 too.
 
-    MMSegmentation's form. Kornia's (before 0.9) sums over the classes first: FP = FN there, and only
-    alpha + beta counts.
+    MMSegmentation's form. Kornia's (before 0.9) sums over the classes first: FP = FN there, and
+    only alpha + beta counts.
 
     Args:
       pred: logits (N, C, ...).
