@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import benchmark
 import head_cost
 import lookup
+import matching
 import mmdet_configs
 import vmap_losses
 
@@ -82,6 +83,18 @@ def test_head_cost(capsys):
     assert row["priors"] == 238
     assert all(value > 0 for value in row.values())
     assert "238" in head_cost.format_table({"FCOS": row})
+
+
+def test_matching(capsys):
+    """The totals are scipy's, or the times would compare nothing."""
+    rows = matching.main(["--quick"])
+    assert list(rows) == ["untrained", "trained"]
+    for row in rows.values():
+        assert set(matching.COLUMNS) <= set(row)
+        assert all(row[column] > 0 for column in matching.COLUMNS if column != "temp MiB")
+        assert abs(row["excess"]) < 1e-6
+    out = capsys.readouterr().out
+    assert f"30 queries, 5 boxes, 2 images, 1 layers, jax {jax.__version__}" in out
 
 
 def test_benchmark(capsys):

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import warnings
-from collections import Counter
 from pathlib import Path
 
 import jax
@@ -13,7 +12,7 @@ import pytest
 
 import visdet_jax
 from golden.differences import DIFFERENCES, OTHER_DEFAULTS, RAISES, Rearranged
-from golden.read_golden import read
+from golden.replay import replay_file
 from visdet_jax import LOSSES
 
 FILES = sorted((Path(__file__).parent / "golden").glob("*.npz"))
@@ -191,16 +190,7 @@ COMPILED = {}  # by text
 @pytest.mark.parametrize("precision", ["float64", "float32"])
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_replay(path, precision, record_property):
-    counts = Counter()
-    before = jax.config.jax_enable_x64
-    jax.config.update("jax_enable_x64", precision == "float64")
-    try:
-        for raw, expected in read(path):
-            counts[check(raw, expected, precision)] += 1
-    finally:
-        jax.config.update("jax_enable_x64", before)
-    record_property("golden replay", (precision, dict(counts)))
-    assert counts.total() > 0
+    replay_file(path, precision, check, record_property)
 
 
 def check(raw, expected, precision):

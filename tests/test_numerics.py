@@ -26,6 +26,22 @@ def test_divide():
     assert numerics.divide(jnp.float32(3), jnp.float32(2)) == 1.5
 
 
+def test_arctan2(x64):
+    def grid(*numbers):
+        numbers = [*(-x for x in numbers), *numbers]
+        return (x.ravel() for x in np.meshgrid(numbers, numbers))
+
+    x, y = grid(0.0, 1e-300, 1e-5, 0.7, 3, 1e200)
+    expected = np.where((x == 0) & (y == 0), 0, np.arctan2(y, x))
+    np.testing.assert_allclose(numerics.arctan2(y, x), expected, rtol=1e-15)
+    gradient = jax.grad(numerics.arctan2, (0, 1))
+    x, y = grid(1e-5, 0.7, 3)
+    by_y, by_x = jax.vmap(gradient)(y, x)
+    np.testing.assert_allclose(by_y, x / (x * x + y * y), rtol=1e-14)
+    np.testing.assert_allclose(by_x, -y / (x * x + y * y), rtol=1e-14)
+    assert np.isfinite(gradient(0.0, 0.0)).all()
+
+
 @pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0, 2.0, 4.0])
 def test_power_at_0(exponent):
     value, (slope, other) = jax.value_and_grad(numerics.power, argnums=(0, 1))(0.0, exponent)

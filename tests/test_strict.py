@@ -23,9 +23,7 @@ def holds(switch, function, *arguments):
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(values))
 
 
-@pytest.mark.parametrize(
-    ("make", "switch"), [("inputs", "nans"), ("inputs", "leaks"), ("extremes", "nans")]
-)
+@pytest.mark.parametrize(("make", "switch"), [("inputs", "leaks"), ("extremes", "nans")])
 @pytest.mark.parametrize("name", CASES)
 def test_losses(name, make, switch):
     for row in CASES[name]:

@@ -104,6 +104,7 @@ def checked(loss: Any) -> "Checked":
     What is looked at, in rows whose weight is not 0 and whose label is not ignored:
       predictions: finite; boxes not inverted; probabilities in [0, 1]. A warning where all
         logits are in [0, 1], and not all 0: these look like probabilities.
+      rotated boxes: finite, no width or height below 0.
       labels in range (-1 and `ignore_index` are padding), scores and soft targets in [0, 1],
         boxes finite and not inverted: where more than a quarter are, they may be x, y, w, h.
       weight: finite, not negative. avg_factor: finite, above 0.

@@ -1,1 +1,1 @@
-"""The parts of the training example: data sources, network, FCOS, evaluation and pictures."""
+"""The parts of the training example: data, network, DETR's decoder, evaluation and pictures."""
