@@ -1,4 +1,4 @@
-"""What a detector's whole loss costs: value and gradient of the four heads on priors at COCO's size.
+"""What a detector's loss costs: value and gradient of the four heads on priors at COCO's size.
 
     python examples/head_cost.py             # 16 images of 800 x 1344 with up to 100 boxes
     python examples/head_cost.py --batch 2
