@@ -1,7 +1,6 @@
 """Strict JAX for every test but the examples': no implicit dtype or rank promotion."""
 
 import contextlib
-import gc
 import os
 from collections import Counter, defaultdict
 from importlib.metadata import version
@@ -27,10 +26,8 @@ import pytest
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 
-# Most of the rest is tracing, of which a tenth is the recording of Python's frames in the programs
-# and the search for garbage, of which there is little.
+# Most of the rest is tracing, and a twentieth of that the recording of Python's frames.
 jax.config.update("jax_traceback_in_locations_limit", 0)
-gc.set_threshold(200_000, 50, 100)
 
 
 @pytest.fixture(autouse=True)
