@@ -39,6 +39,8 @@ def jitted(
     ]
     floats = {p.name for p in parameters if isinstance(p.default, float)} | {"avg_factor"}
     compiled = jax.jit(function, static_argnames=chosen)
+    if "fun" in chosen:  # which the jit of jax 0.8 has a parameter of its own for
+        compiled = jax.jit(_with_fun_renamed(function), static_argnames=[*chosen, "fun_"])
 
     @functools.wraps(function)
     def call(*args: Any, **options: Any) -> Any:
@@ -50,9 +52,23 @@ def jitted(
                 whole = name in powers and value in range(5)
                 options[name] = WholeExponent(int(value)) if whole else number(value)
         with errors_named(function.__name__):
+            if "fun" in chosen and "fun" in options:
+                options["fun_"] = options.pop("fun")
             return compiled(*args, **options)
 
     return call
+
+
+def _with_fun_renamed(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with `fun_` for its keyword `fun`."""
+
+    def renamed(*args: Any, **options: Any) -> Any:
+        if "fun_" in options:
+            options["fun"] = options.pop("fun_")
+        return function(*args, **options)
+
+    renamed.__name__ = function.__name__
+    return renamed
 
 
 @contextlib.contextmanager
