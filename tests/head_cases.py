@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+import jax
 import numpy as np
 
 from visdet_jax.detectors import HeadOutputs, build_head
@@ -110,3 +111,13 @@ def boxes_for(counts, rows, dtype=np.float32, seed=0):
 
 def total(losses):
     return sum(losses.values())
+
+
+def value_and_gradient(head, axis_name=None):
+    """A function of outputs and ground truth: ((sum, losses), gradient by the outputs)."""
+
+    def value(outputs, *ground_truth):
+        losses = head.loss(outputs, *ground_truth, axis_name=axis_name)
+        return total(losses), losses
+
+    return jax.value_and_grad(value, has_aux=True)

@@ -15,6 +15,7 @@ from jax.experimental import checkify
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from head_cases import total, value_and_gradient
 from visdet_jax import checked
 from visdet_jax.detectors import DETRHead, DETROutputs, build_head
 
@@ -79,10 +80,6 @@ def boxes_for(counts, rows=4, dtype=np.float32, filling=np.nan):
     labels = np.where(exists, rng.integers(0, CLASSES, exists.shape), -1).astype(np.int32)
     shapes = np.tile(np.array(IMAGE, np.int32), (len(counts), 1))
     return np.where(exists[..., None], boxes, filling).astype(dtype), labels, shapes
-
-
-def total(losses):
-    return sum(losses.values())
 
 
 @functools.cache
@@ -302,14 +299,6 @@ exactly = functools.partial(chex.assert_trees_all_close, rtol=1e-12, atol=1e-14)
 
 def sharded_batch(head):
     return outputs_for(head, DEVICES, np.float64), *boxes_for(COUNTS, dtype=np.float64)
-
-
-def value_and_gradient(head, axis_name=None):
-    def value(outputs, *batch):
-        losses = head.loss(outputs, *batch, axis_name=axis_name)
-        return total(losses), losses
-
-    return jax.value_and_grad(value, has_aux=True)
 
 
 @functools.cache

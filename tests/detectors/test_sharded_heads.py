@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from head_cases import IMAGE, ROWS, boxes_for, outputs_for, total
+from head_cases import IMAGE, ROWS, boxes_for, outputs_for, value_and_gradient
 
 DEVICES = 8
 COUNTS = (3, 0, 1, 0, 2, 1, 4, 0)  # boxes of an image, and each device has one image
@@ -23,14 +23,6 @@ def batch(head):
     boxes[5, 0] = 900, 900, 901, 901
     shapes = np.tile(np.array(IMAGE), (DEVICES, 1))
     return outputs_for(head, DEVICES, np.float64), boxes, labels, shapes, shapes
-
-
-def value_and_gradient(head, axis_name=None):
-    def value(outputs, *rest):
-        losses = head.loss(outputs, *rest, axis_name=axis_name)
-        return total(losses), losses
-
-    return jax.value_and_grad(value, has_aux=True)
 
 
 @functools.cache

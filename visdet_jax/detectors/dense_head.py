@@ -107,11 +107,7 @@ class DenseHead(Head):
         """
         sizes, dtype = self._check_outputs(outputs)
         maps = {name: jnp.concatenate(x, axis=1) for name, x in self._rows(outputs).items()}
-        logits = maps["cls_scores"].astype(dtype)
-        if self.use_sigmoid:
-            scores = jax.nn.sigmoid(logits)
-        else:
-            scores = jax.nn.softmax(logits, axis=-1)[..., : self.num_classes]
+        scores = self.scores(maps["cls_scores"].astype(dtype))
         if "centernesses" in maps:
             scores *= jax.nn.sigmoid(maps["centernesses"].astype(dtype))
         return Detections(

@@ -167,11 +167,7 @@ class DETRHead(Head):
         """
         self._check_outputs(outputs)
         dtype = compute_dtype(pred=outputs.bbox_preds)
-        logits = outputs.cls_scores[-1].astype(dtype)
-        if self.use_sigmoid:
-            scores = jax.nn.sigmoid(logits)
-        else:
-            scores = jax.nn.softmax(logits, axis=-1)[..., : self.num_classes]
+        scores = self.scores(outputs.cls_scores[-1].astype(dtype))
         boxes = convert_boxes(outputs.bbox_preds[-1].astype(dtype), "cxcywh", "xyxy")
         boxes = denormalize_boxes(clamp(boxes, 0, 1), image_shapes)
         return Detections(boxes, scores)

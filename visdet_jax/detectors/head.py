@@ -81,6 +81,12 @@ class Head(Config):
 
     # What subclasses share.
 
+    def scores(self, logits: jax.Array) -> jax.Array:
+        """sigmoid(logits), or their softmax without the background: (..., C)."""
+        if self.use_sigmoid:
+            return jax.nn.sigmoid(logits)
+        return jax.nn.softmax(logits, axis=-1)[..., : self.num_classes]
+
     def stateless(self) -> dict[str, Any]:
         """The state of losses that keep none; a TypeError where one does."""
         state = self.init()
