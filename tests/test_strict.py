@@ -4,6 +4,9 @@ Rank and dtype promotion are forbidden in every test (conftest.py). NaN in paddi
 read, is for `jax_debug_nans` a NaN as any other: such a head is given real boxes there.
 """
 
+import contextlib
+import gc
+
 import jax
 import numpy as np
 import pytest
@@ -13,7 +16,19 @@ from head_cases import ROWS as HEADS
 from head_cases import boxes_for, outputs_for, total
 from visdet_jax import build_loss
 
-SWITCHES = {"nans": lambda: jax.debug_nans(True), "leaks": jax.checking_leaks}
+
+@contextlib.contextmanager
+def checking_leaks():
+    """JAX's check; it collects garbage many times a trace, here only of what came since."""
+    gc.freeze()
+    try:
+        with jax.checking_leaks():
+            yield
+    finally:
+        gc.unfreeze()
+
+
+SWITCHES = {"nans": lambda: jax.debug_nans(True), "leaks": checking_leaks}
 
 
 def holds(switch, function, *arguments):
