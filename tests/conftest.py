@@ -40,6 +40,13 @@ def strict_jax(request):
         yield
 
 
+@pytest.fixture(autouse=True, scope="module")
+def programs_of_one_file():
+    """Tests of a file share compiled programs; kept for all files, these would fill 8 GB."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def x64():
     """float64 on for one test."""
@@ -64,13 +71,15 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(items):
     """The longest files first, or one worker is left with them in the end."""
     longest = (
-        "test_golden.py",
         "test_contract.py",
+        "test_golden.py",
+        "test_golden_later.py",
         "test_train_detector.py",
-        "test_heads.py",
-        "test_golden_heads.py",
-        "test_golden_heads_float32.py",
-        "test_sharded_heads.py",
+        "test_train_distributed.py",
+        "test_detr.py",
+        "test_export.py",
+        "test_meshes.py",
+        "test_hosts.py",
     )
     items.sort(key=lambda item: longest.index(n) if (n := item.path.name) in longest else 9)
 

@@ -33,7 +33,7 @@ class Case:
             k: to_array(v) if isinstance(v, np.ndarray) else v for k, v in raw["inputs"].items()
         }
         config = {k: v for k, v in raw["cfg"].items() if k != "type"}
-        # The numbers, however deep, and the arrays are traced.
+        # Arrays and numbers are traced; a tuple of numbers is given as users write it.
         self.leaves, self.tree = jax.tree.flatten_with_path((config, inputs), is_leaf=is_none)
         self.traced = {
             i: float(x) if is_number(x) else x
@@ -44,7 +44,10 @@ class Case:
         self.wrt = {k: inputs[k] for k in wrt}
 
     def is_static(self, path):
-        return any(getattr(part, "key", None) in (*self.adapter.static, SHAPE) for part in path)
+        is_in_sequence = isinstance(path[-1], jax.tree_util.SequenceKey)
+        return is_in_sequence or any(
+            getattr(part, "key", None) in self.adapter.static for part in path
+        )
 
     def key(self):
         """Cases of one key share a compiled program."""
@@ -89,9 +92,6 @@ class Case:
         """Asserts an error, with the config's numbers known as a user's are."""
         with pytest.raises((TypeError, ValueError)):
             self.call(self.wrt, self.traced)
-
-
-SHAPE = "img_shape"  # a tuple of an image's sides, which originals take as such
 
 
 def is_none(x):
