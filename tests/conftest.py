@@ -1,6 +1,7 @@
 """Strict JAX for every test but the examples': no implicit dtype or rank promotion."""
 
 import contextlib
+import gc
 import os
 from collections import Counter, defaultdict
 from importlib.metadata import version
@@ -45,6 +46,7 @@ def programs_of_one_file():
     """Tests of a file share compiled programs; kept for all files, these would fill 8 GB."""
     yield
     jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture

@@ -45,10 +45,11 @@ def compiled_value_and_gradients(loss, **options):
     """One jitted function for all tests of a loss: those of the same shapes share its programs."""
 
     @jax.jit
-    def compiled(pred, target, keywords, weight):
+    def compiled(pred, target, keywords, weight, avg_factor):
         def total(pred, weight):
-            weighed = () if weight is None else (weight,)
-            value = added(run(loss, pred, target, *weighed, **keywords, **options))
+            reduce = {"weight": weight, "avg_factor": avg_factor}
+            reduce = {key: given for key, given in reduce.items() if given is not None}
+            value = added(run(loss, pred, target, **reduce, **keywords, **options))
             return value.sum(), value
 
         run_total = jax.value_and_grad(total, (0, 1), has_aux=True)
@@ -92,18 +93,19 @@ class Call:
 
         return self.map(cast)
 
-    def value_and_gradients(self, weight=None, **options):
+    def value_and_gradients(self, weight=None, avg_factor=None):
         """Jitted: value, the gradients of its sum by pred and by weight (None without one)."""
-        compiled = compiled_value_and_gradients(self.loss, **options)
-        return compiled(self.pred, self.target, self.keywords, weight)
+        compiled = compiled_value_and_gradients(self.loss)
+        return compiled(self.pred, self.target, self.keywords, weight, avg_factor)
 
-    def value_and_gradient(self, weight=None, **options):
-        return self.value_and_gradients(weight, **options)[:2]
+    def value_and_gradient(self, weight=None, avg_factor=None):
+        return self.value_and_gradients(weight, avg_factor)[:2]
 
-    def shaped_value_and_gradient(self, **options):
+    def shaped_value_and_gradient(self, avg_factor=None, **options):
         """The shapes and types of both, for which nothing is compiled."""
         compiled = compiled_value_and_gradients(self.loss, **options)
-        return jax.eval_shape(compiled, self.pred, self.target, self.keywords, None)[:2]
+        arguments = self.pred, self.target, self.keywords, None, avg_factor
+        return jax.eval_shape(compiled, *arguments)[:2]
 
 
 def test_every_registered_class_has_a_case():
@@ -201,14 +203,16 @@ def test_the_mean_of_nothing_is_0(name, row):
     call = Call(name, row)
     nothing = call.rows(slice(0, 0))
     for reduction in ("mean",) if row.mean == "density" else ("mean", "sum"):
-        value, gradient = nothing.value_and_gradient(reduction_override=reduction)
+        value = nothing(nothing.pred, reduction_override=reduction)
         assert value.shape == ()
         assert value == 0
-        assert gradient.shape == nothing.pred.shape
-    empty, _ = nothing.shaped_value_and_gradient(reduction_override="none")
+    empty, gradient = nothing.shaped_value_and_gradient(reduction_override="none")
     full, _ = call.shaped_value_and_gradient(reduction_override="none")
     assert empty.shape == (0, *full.shape[1:])
-    value, gradient = call.value_and_gradient(jnp.zeros(ROWS))
+    assert gradient.shape == nothing.pred.shape
+    without = np.zeros(ROWS, np.float32)
+    assert call(call.pred, without) == 0
+    value, gradient = call.value_and_gradient(without, avg_factor=0.0)
     assert value == 0
     assert not np.any(gradient)
 

@@ -182,9 +182,16 @@ def assert_near(actual, expected, precision, what, yardstick=None):
     assert not bad.any(), f"{what}: {actual[bad]} is not {np.asarray(expected)[bad]}"
 
 
-# The programs outlive a file: visdet's and mmdet's cases are mostly the same calls.
+# The programs outlive a golden file: visdet's and mmdet's cases are mostly the same calls.
 PROGRAMS = {}  # by key
 COMPILED = {}  # by text
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_go_in_the_end():
+    yield
+    PROGRAMS.clear()
+    COMPILED.clear()
 
 
 @pytest.mark.parametrize("precision", ["float64", "float32"])

@@ -101,6 +101,12 @@ def is_none(x):
 PROGRAMS = {}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def programs_go_in_the_end():
+    yield
+    PROGRAMS.clear()
+
+
 def assert_near(actual, expected, precision, what, yardstick=None, rtol=0.0, ours=False):
     """Equal where the reference is finite, finite where it is not; NaN where we say so."""
     expected = np.asarray(expected)

@@ -19,22 +19,19 @@ from test_state import added, close
 from visdet_jax import FocalLoss, GIoULoss, build_loss
 from visdet_jax.detectors import FCOSHead, build_head
 
-STEPS = 2
-
-
 def identity(key, shape, dtype=jnp.float32):
     """A layer that starts by passing its input on, so that a loss gets what its row means."""
     return jnp.eye(*shape, dtype=dtype)
 
 
-def batches_of(row):
+def batches_of(row, steps):
     """(pred, target, keywords) of each step, stacked."""
-    inputs = [(*row.inputs(np.random.default_rng(seed)), {})[:3] for seed in range(STEPS)]
+    inputs = [(*row.inputs(np.random.default_rng(seed)), {})[:3] for seed in range(steps)]
     return jax.tree.map(lambda *x: np.stack(x), *inputs)
 
 
-def batch_of(batches, step):
-    return jax.tree.map(lambda x: x[step], batches)
+def each_of(batches):
+    return [jax.tree.map(lambda x: x[step], batches) for step in range(len(batches[0]))]
 
 
 def alone(loss, batches):
@@ -42,8 +39,7 @@ def alone(loss, batches):
 
     def value(kernel, bias):
         state, values = first_state(loss), []
-        for step in range(STEPS):
-            x, target, keywords = batch_of(batches, step)
+        for x, target, keywords in each_of(batches):
             pred = x @ kernel + bias.reshape((1,) * (x.ndim - 1) + (-1,))
             result, state = updated(loss, state, pred, target, **keywords)
             values.append(added(result))
@@ -72,9 +68,10 @@ def test_losses_in_modules(name, row):
             return added(value)
 
     def run(host, batches):
-        return sum(host(*batch_of(batches, step)) for step in range(STEPS))
+        return sum(host(*batch) for batch in each_of(batches))
 
-    loss, batches = build_loss({"type": name, **row.config}), batches_of(row)
+    loss = build_loss({"type": name, **row.config})
+    batches = batches_of(row, 2 if jax.tree.leaves(first_state(loss)) else 1)
     host = Host(loss, batches[0].shape[-1])
     value, gradient = nnx.jit(nnx.value_and_grad(run))(host, batches)
     layer, expected = gradient["layer"], alone(loss, batches)

@@ -7,7 +7,8 @@ of this package:
     def gd_loss(config, pred, target, **call):
         return build_loss({"type": "GDLoss", **config})(pred, target, **call)
 
-Numbers of the config are traced, but for those named in `static`, so that cases share programs.
+Numbers of the config are traced, but for those in tuples and those named in `static`, so that cases
+share programs.
 
 A case that is answered differently on purpose stands in DIFFERENCES, with its reason and its
 answer: RAISES, an `Instead`, a `Rounding`.
