@@ -46,7 +46,15 @@ def programs_of_one_file():
     """Tests of a file share compiled programs; kept for all files, these would fill 8 GB."""
     yield
     jax.clear_caches()
+    gc.unfreeze()
     gc.collect()
+
+
+@pytest.fixture(autouse=True)
+def programs_hold_no_garbage():
+    """What a test leaves is compiled programs: no use to search them again and again."""
+    yield
+    gc.freeze()
 
 
 @pytest.fixture
@@ -84,6 +92,24 @@ def pytest_collection_modifyitems(items):
         "test_hosts.py",
     )
     items.sort(key=lambda item: longest.index(n) if (n := item.path.name) in longest else 9)
+
+
+def pytest_runtest_protocol(item, nextitem):
+    """Runs each test above a frame so large that all others find room beside it.
+
+    Python keeps its frames in pieces of 16 KiB. Tracing, 200 frames deep, goes over the end of a
+    piece and back thousands of times, and each time the next piece is mapped and unmapped: a
+    seventh of the time. A frame that needs 8 MiB gets a piece of 16.
+    """
+    runner = item.config.pluginmanager.get_plugin("runner")
+    return above_a_large_frame(runner.pytest_runtest_protocol, item, nextitem)
+
+
+def above_a_large_frame(function, *arguments):
+    return function(*arguments)
+
+
+above_a_large_frame.__code__ = above_a_large_frame.__code__.replace(co_stacksize=1_100_000)
 
 
 def pytest_terminal_summary(terminalreporter):

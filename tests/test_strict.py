@@ -21,11 +21,8 @@ from visdet_jax import build_loss
 def checking_leaks():
     """JAX's check; it collects garbage many times a trace, here only of what came since."""
     gc.freeze()
-    try:
-        with jax.checking_leaks():
-            yield
-    finally:
-        gc.unfreeze()
+    with jax.checking_leaks():
+        yield
 
 
 SWITCHES = {"nans": lambda: jax.debug_nans(True), "leaks": checking_leaks}

@@ -106,6 +106,7 @@ def all_runs(tmp_path_factory):
         patch.setattr(digits.Digits, "train_batch", lambda self, step: first_batch(self, 0))
         patch.setitem(config.STRIDES, "digits", [8])  # one level compiles faster
         patch.setattr(detr, "LAYERS", 2)
+        patch.setattr(training, "CHECKPOINTS", 1)
         metrics = train_detector.main(["--all", *DIGITS, *FEW, "--out", str(folder)])
     return folder, metrics, out.getvalue()
 
@@ -189,7 +190,9 @@ def coco_argv(tmp_path_factory):
 @pytest.fixture(scope="module")
 def straight_run(coco_argv, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "straight"
-    return folder, train_detector.main([*coco_argv, *SMALL, "--out", str(folder)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "CHECKPOINTS", 1)
+        return folder, train_detector.main([*coco_argv, *SMALL, "--out", str(folder)])
 
 
 SMALL = ["--steps", "6", "--batch-size", "2", "--image-size", "64", "--max-boxes", "8"]

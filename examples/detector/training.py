@@ -21,6 +21,7 @@ from .postprocess import best, select
 LEARNING_RATE = 2e-3
 WEIGHT_DECAY = 1e-3
 EMA_DECAY = 0.98
+CHECKPOINTS = 10  # saved on the way
 
 
 class Trainer:
@@ -90,8 +91,8 @@ class Trainer:
         }
 
     def train(self, state: dict, dataset: Dataset, checkpoints: ocp.CheckpointManager) -> dict:
-        """The state after the last step, saved ten times on the way."""
-        first = int(state["step"])
+        """The state after the last step; it is saved there and on the way."""
+        first, interval = int(state["step"]), max(1, self.steps // CHECKPOINTS)
         with tqdm(
             total=self.steps, initial=first, unit="step", disable=jax.process_index() > 0
         ) as progress:
@@ -101,7 +102,7 @@ class Trainer:
                 if (step + 1) % 10 == 0:  # reading the losses waits for the step: not every time
                     values = state["history"][step].tolist()
                     progress.set_postfix(dict(zip(self.loss_names, values, strict=True)))
-                if (step + 1) % max(1, self.steps // 10) == 0 or step + 1 == self.steps:
+                if (step + 1) % interval == 0 or step + 1 == self.steps:
                     checkpoints.save(step + 1, args=ocp.args.StandardSave(state))
         return state
 
