@@ -221,7 +221,6 @@ def test_without_checked_not_one_instruction_is_added(name, monkeypatch):
     keywords = keywords[0] if keywords else {}
 
     def program(loss):
-        jax.clear_caches()
         call = jax.jit(lambda *args, **options: run(loss, *args, **options))
         return call.lower(pred, target, **keywords).as_text()
 

@@ -26,6 +26,8 @@ from visdet_jax.module import field_types
 every_class = pytest.mark.parametrize(("name", "row"), WITH_METRICS)
 every_differentiable = pytest.mark.parametrize(("name", "row"), WITH_BARE)
 every_loss = pytest.mark.parametrize(("name", "row"), CASE_ROWS)
+# Gradients are mostly asked for with these, so that the laws share a program.
+WEIGHED = {"weight": np.ones(ROWS, np.float32), "avg_factor": 3.0}
 
 
 def run(loss, pred, target, *arguments, **options):
@@ -127,10 +129,9 @@ def test_jit_equals_eager_and_vmap_the_loop(name, row):
     halves = [(half.pred, half.target, half.keywords) for half in halves]
     jitted = jax.jit(first)
     loop = [jitted(*half) for half in halves]
-    for half, value in zip(halves, loop, strict=True):
-        with jax.disable_jit():
-            eager = first(*half)
-        chex.assert_trees_all_close(value, eager, rtol=2e-5, atol=1e-6)
+    with jax.disable_jit():
+        eager = first(*halves[1])
+    chex.assert_trees_all_close(loop[1], eager, rtol=2e-5, atol=1e-6)
     stacked, looped = (jax.tree.map(lambda *x: np.stack(x), *trees) for trees in (halves, loop))
     chex.assert_trees_all_close(jax.vmap(jitted)(*stacked), looped, rtol=2e-5, atol=1e-6)
 
@@ -221,10 +222,11 @@ def test_the_mean_of_nothing_is_0(name, row):
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_half_floats_are_computed_in_float32(name, row, dtype):
     half = Call(name, row).astype(dtype)
-    value, gradient = half.value_and_gradient()
+    reduce = {} if row.is_bare else WEIGHED
+    value, gradient = half.value_and_gradient(**reduce)
     assert value.dtype == jnp.float32
     assert gradient.dtype == dtype
-    expected, expected_gradient = half.astype(jnp.float32).value_and_gradient()
+    expected, expected_gradient = half.astype(jnp.float32).value_and_gradient(**reduce)
     np.testing.assert_allclose(value, expected, rtol=1e-6)
     np.testing.assert_array_equal(gradient, np.asarray(expected_gradient).astype(dtype))
 
@@ -287,7 +289,7 @@ def test_reduction_and_avg_factor(name, row):
 @every_differentiable
 def test_explicitly_sharded_rows(name, row):
     call = Call(name, row)
-    reduce = {} if row.is_bare else {"weight": jnp.ones(ROWS), "avg_factor": 3.0}
+    reduce = {} if row.is_bare else dict(WEIGHED)
     expected = call.value_and_gradient(**reduce)
     mesh = jax.make_mesh((8,), ("rows",), axis_types=(jax.sharding.AxisType.Explicit,))
     sharding = NamedSharding(mesh, P("rows"))

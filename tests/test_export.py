@@ -57,9 +57,8 @@ def test_heads(name):
     images = (outputs_for(head), *boxes_for((2, 0), 3))
     function = jax.value_and_grad(lambda *arguments: total(head.loss(*arguments)))
     call = exported(function, *images)
-    for n in (2, 1):
-        part = take(n, images)
-        close(call(*part), function(*part))
+    part = take(1, images)
+    close(call(*part), function(*part))
 
 
 @pytest.mark.parametrize("name", ["GHMC", "EQLV2Loss", "SeesawLoss"])

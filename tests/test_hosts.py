@@ -1,5 +1,7 @@
 """Losses and heads in the modules, training loops and config systems that they are used from."""
 
+from operator import itemgetter
+
 import fiddle as fdl
 import hydra
 import jax
@@ -19,6 +21,7 @@ from test_state import added, close
 from visdet_jax import FocalLoss, GIoULoss, build_loss
 from visdet_jax.detectors import FCOSHead, build_head
 
+
 def identity(key, shape, dtype=jnp.float32):
     """A layer that starts by passing its input on, so that a loss gets what its row means."""
     return jnp.eye(*shape, dtype=dtype)
@@ -31,7 +34,7 @@ def batches_of(row, steps):
 
 
 def each_of(batches):
-    return [jax.tree.map(lambda x: x[step], batches) for step in range(len(batches[0]))]
+    return [jax.tree.map(itemgetter(step), batches) for step in range(len(batches[0]))]
 
 
 def alone(loss, batches):

@@ -1,7 +1,6 @@
 """The training example over devices and processes: the numbers of one device."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -35,12 +34,10 @@ def shared_compilations(tmp_path_factory):
         yield
 
 
-def in_processes(*arguments):
+def in_processes(capfd, *arguments):
     """A run in two processes of two devices each."""
-    command = [sys.executable, train_distributed.__file__, "--processes", "2"]
-    done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert "4 devices in 2 processes" in done.stdout
+    train_distributed.main(["--processes", "2", *arguments])
+    assert "4 devices in 2 processes" in capfd.readouterr().out
 
 
 def assert_same_run(folder, expected):
@@ -64,15 +61,15 @@ def one_device(tmp_path_factory):
     )
 
 
-def test_two_processes_are_one(one_device, tmp_path):
-    in_processes(*RUN, "--out", str(tmp_path / "run"))
+def test_two_processes_are_one(one_device, tmp_path, capfd):
+    in_processes(capfd, *RUN, "--out", str(tmp_path / "run"))
     assert_same_run(tmp_path / "run", one_device)
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert (metrics["devices"], metrics["processes"]) == (4, 2)
     assert len(metrics["train_losses"]["loss_bbox"]) == 4
 
 
-def test_a_run_goes_on_over_other_devices_and_processes(one_device, tmp_path, monkeypatch):
+def test_a_run_goes_on_over_other_devices_and_processes(one_device, tmp_path, monkeypatch, capfd):
     """Two steps on 8 devices of this process, the others on two processes of two."""
     folder, train_batch = tmp_path / "run", digits.Digits.train_batch
 
@@ -85,7 +82,7 @@ def test_a_run_goes_on_over_other_devices_and_processes(one_device, tmp_path, mo
         patch.setattr(digits.Digits, "train_batch", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train_distributed.main([*RUN, "--out", str(folder)])
-    in_processes("--resume", str(folder))
+    in_processes(capfd, "--resume", str(folder))
     assert_same_run(folder, one_device)
 
 
@@ -116,9 +113,9 @@ def test_errors(arguments, message, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_process_that_fails_stops_the_others(tmp_path):
-    command = [sys.executable, train_distributed.__file__, "--processes", "2"]
-    command += ["--data", "digits", "--batch-size", "6", "--out", str(tmp_path / "run")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 1
-    assert "--batch-size 6 is not a multiple of the 4 devices" in done.stderr
+def test_a_process_that_fails_stops_the_others(tmp_path, capfd):
+    arguments = ["--data", "digits", "--batch-size", "6", "--out", str(tmp_path / "run")]
+    with pytest.raises(SystemExit) as stopped:
+        in_processes(capfd, *arguments)
+    assert stopped.value.code == 1
+    assert "--batch-size 6 is not a multiple of the 4 devices" in capfd.readouterr().err
