@@ -1,4 +1,4 @@
-"""Strict JAX for every test but the examples': no implicit dtype or rank promotion."""
+"""Strict JAX for every test but the examples': no implicit dtype or rank promotion; and less waiting."""
 
 import contextlib
 import gc
@@ -22,6 +22,8 @@ os.environ["XLA_FLAGS"] = " ".join(
 
 import jax
 import pytest
+
+gc.disable()  # until the tests are collected: imports and their parameters leave no garbage
 
 # Before the first computation: the sharding tests need more than one device.
 jax.config.update("jax_platforms", "cpu")
@@ -92,6 +94,11 @@ def pytest_collection_modifyitems(items):
         "test_hosts.py",
     )
     items.sort(key=lambda item: longest.index(n) if (n := item.path.name) in longest else 9)
+
+
+def pytest_collection_finish():
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_runtest_protocol(item, nextitem):
