@@ -98,6 +98,7 @@ def start_processes(count: int, arguments: list[str]) -> int:
     finally:
         for process in running:  # they wait for the one that failed
             process.kill()
+            process.wait()
 
 
 def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:

@@ -1,4 +1,4 @@
-"""Strict JAX for every test but the examples': no implicit dtype or rank promotion; and less waiting."""
+"""Strict JAX for all tests but the examples': no dtype or rank promotion; and less waiting."""
 
 import contextlib
 import gc

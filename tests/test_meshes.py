@@ -51,7 +51,7 @@ def batch_for(name):
     return loss, (pred, target, weight, keywords[0] if keywords else {})
 
 
-def value_and_gradient(loss, batch, normaliser):
+def value_and_gradient(loss, batch, normaliser, wrap=lambda value: value):
     pred, target, weight, keywords = batch
 
     def value(pred):
@@ -59,7 +59,7 @@ def value_and_gradient(loss, batch, normaliser):
         parts = loss.update(loss.init(), pred, target, weight, **options)[0]
         return sum(jax.tree.leaves(parts))
 
-    return jax.value_and_grad(value)(pred)
+    return jax.value_and_grad(wrap(value))(pred)
 
 
 def positives(weight, axis_name=None):
