@@ -43,13 +43,29 @@ def strict_jax(request):
         yield
 
 
+LONGEST = (
+    "test_contract.py",
+    "test_golden.py",
+    "test_golden_later.py",
+    "test_train_detector.py",
+    "test_train_distributed.py",
+    "test_detr.py",
+    "test_checked.py",
+    "test_hosts.py",
+    "test_export.py",
+    "test_meshes.py",
+    "test_accumulation.py",
+)
+
+
 @pytest.fixture(autouse=True, scope="module")
-def programs_of_one_file():
-    """Tests of a file share compiled programs; kept for all files, these would fill 8 GB."""
+def programs_of_one_file(request):
+    """Tests of a file share compiled programs; those of long files, kept, would fill 8 GB."""
     yield
-    jax.clear_caches()
-    gc.unfreeze()
-    gc.collect()
+    if request.path.name in LONGEST:
+        jax.clear_caches()
+        gc.unfreeze()
+        gc.collect()
 
 
 @pytest.fixture(autouse=True)
@@ -82,18 +98,8 @@ def pytest_configure(config):
 
 def pytest_collection_modifyitems(items):
     """The longest files first, or one worker is left with them in the end."""
-    longest = (
-        "test_contract.py",
-        "test_golden.py",
-        "test_golden_later.py",
-        "test_train_detector.py",
-        "test_train_distributed.py",
-        "test_detr.py",
-        "test_export.py",
-        "test_meshes.py",
-        "test_hosts.py",
-    )
-    items.sort(key=lambda item: longest.index(n) if (n := item.path.name) in longest else 9)
+    ranks = {name: rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path.name, len(ranks)))
 
 
 def pytest_collection_finish():
