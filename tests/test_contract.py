@@ -26,6 +26,14 @@ from visdet_jax.module import field_types
 every_class = pytest.mark.parametrize(("name", "row"), WITH_METRICS)
 every_differentiable = pytest.mark.parametrize(("name", "row"), WITH_BARE)
 every_loss = pytest.mark.parametrize(("name", "row"), CASE_ROWS)
+# What the base class does.
+one_of_each_class = pytest.mark.parametrize(("name", "row"), ONE_EACH)
+one_of_each_differentiable = pytest.mark.parametrize(
+    ("name", "row"), [param for param in ONE_EACH if not param.values[1].is_metric]
+)
+one_of_each_loss = pytest.mark.parametrize(
+    ("name", "row"), [param for param in ONE_EACH if issubclass(LOSSES[param.id], Loss)]
+)
 # Gradients are mostly asked for with these, so that the laws share a program.
 WEIGHED = {"weight": np.ones(ROWS, np.float32), "avg_factor": 3.0}
 
@@ -221,7 +229,7 @@ def test_the_mean_of_nothing_is_0(name, row):
     ("name", "row", "dtype"),
     [
         pytest.param(*param.values, dtype, id=f"{param.id}-{dtype.__name__}")
-        for dtype, params in {jnp.bfloat16: WITH_BARE, jnp.float16: ONE_EACH}.items()
+        for dtype, params in ((jnp.bfloat16, WITH_BARE), (jnp.float16, ONE_EACH))
         for param in params
         if not param.values[1].is_metric
     ],
@@ -292,7 +300,7 @@ def test_reduction_and_avg_factor(name, row):
         call(call.pred, reduction_override="sum", avg_factor=2.0)
 
 
-@every_differentiable
+@one_of_each_differentiable
 def test_explicitly_sharded_rows(name, row):
     call = Call(name, row)
     reduce = {} if row.is_bare else dict(WEIGHED)
@@ -346,7 +354,7 @@ def test_a_shim_is_its_fields(name, row):
         loss.reduction = "sum"
 
 
-@every_class
+@one_of_each_class
 def test_equal_losses_share_one_trace_and_live_in_modules(name, row):
     call = Call(name, row)
     arguments = (call.pred, call.target)
@@ -382,7 +390,7 @@ def test_equal_losses_share_one_trace_and_live_in_modules(name, row):
     close(run_nnx(Nnx()), expected)
 
 
-@every_loss
+@one_of_each_loss
 def test_a_loss_without_state_is_called_and_one_with_state_says_how(name, row):
     call = Call(name, row)
     state = call.loss.init()

@@ -22,7 +22,7 @@ from train_detector import build_dataset
 
 pytestmark = pytest.mark.example
 
-RUN = ["--data", "digits", "--steps", "4", "--batch-size", "8"]
+RUN = ["--data", "digits", "--steps", "3", "--batch-size", "8"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -43,8 +43,8 @@ def in_processes(capfd, *arguments):
 def assert_same_run(folder, expected):
     """The last checkpoint in the folder is the expected state."""
     with ocp.CheckpointManager((folder / "checkpoints").resolve()) as checkpoints:
-        assert checkpoints.latest_step() == expected["step"] == 4
-        state = checkpoints.restore(4, args=ocp.args.StandardRestore(expected))
+        assert checkpoints.latest_step() == expected["step"] == 3
+        state = checkpoints.restore(3, args=ocp.args.StandardRestore(expected))
     chex.assert_trees_all_close(state["history"], expected["history"], rtol=1e-4)
     chex.assert_trees_all_close(state["params"], expected["params"], rtol=1e-4, atol=1e-5)
 
@@ -66,11 +66,11 @@ def test_two_processes_are_one(one_device, tmp_path, capfd):
     assert_same_run(tmp_path / "run", one_device)
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert (metrics["devices"], metrics["processes"]) == (4, 2)
-    assert len(metrics["train_losses"]["loss_bbox"]) == 4
+    assert len(metrics["train_losses"]["loss_bbox"]) == 3
 
 
 def test_a_run_goes_on_over_other_devices_and_processes(one_device, tmp_path, monkeypatch, capfd):
-    """Two steps on 8 devices of this process, the others on two processes of two."""
+    """Two steps on 8 devices of this process, the third on two processes of two."""
     folder, train_batch = tmp_path / "run", digits.Digits.train_batch
 
     def interrupted(self, step, rows):
