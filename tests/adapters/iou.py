@@ -71,7 +71,7 @@ def inner_siou(config, pred, target):
     return costs(config, pred, target)
 
 
-@adapts("focaleriou.FocalerIoU")
+@adapts("focaleriou.FocalerIoU", static=("d", "u"))
 def focaler_iou(config, pred, target):
     config = {"base": "none", "d": 0.0, "u": 0.95, **config}
     focaler = config.pop("d"), config.pop("u")
