@@ -569,3 +569,4 @@ WITH_BARE = [param for param in WITH_METRICS if not param.values[1].is_metric]
 CASE_ROWS = [param for param in WITH_BARE if not param.values[1].is_bare]
 # Where the base class does the work (exports, meshes, modules), one way to call a class will do.
 ONE_EACH = [pytest.param(name, rows[0], id=name) for name, rows in CASES.items()]
+ONE_EACH_WITH_BARE = [param for param in ONE_EACH if not param.values[1].is_metric]

@@ -19,7 +19,7 @@ from flax import linen, nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from cases import CASE_ROWS, CASES, ONE_EACH, ROWS, WITH_BARE, WITH_METRICS
+from cases import CASE_ROWS, CASES, ONE_EACH, ONE_EACH_WITH_BARE, ROWS, WITH_BARE, WITH_METRICS
 from visdet_jax import LOSSES, Loss, build_loss
 from visdet_jax.module import field_types
 
@@ -28,9 +28,7 @@ every_differentiable = pytest.mark.parametrize(("name", "row"), WITH_BARE)
 every_loss = pytest.mark.parametrize(("name", "row"), CASE_ROWS)
 # What the base class does.
 one_of_each_class = pytest.mark.parametrize(("name", "row"), ONE_EACH)
-one_of_each_differentiable = pytest.mark.parametrize(
-    ("name", "row"), [param for param in ONE_EACH if not param.values[1].is_metric]
-)
+one_of_each_differentiable = pytest.mark.parametrize(("name", "row"), ONE_EACH_WITH_BARE)
 one_of_each_loss = pytest.mark.parametrize(
     ("name", "row"), [param for param in ONE_EACH if issubclass(LOSSES[param.id], Loss)]
 )
@@ -229,9 +227,8 @@ def test_the_mean_of_nothing_is_0(name, row):
     ("name", "row", "dtype"),
     [
         pytest.param(*param.values, dtype, id=f"{param.id}-{dtype.__name__}")
-        for dtype, params in ((jnp.bfloat16, WITH_BARE), (jnp.float16, ONE_EACH))
+        for dtype, params in ((jnp.bfloat16, WITH_BARE), (jnp.float16, ONE_EACH_WITH_BARE))
         for param in params
-        if not param.values[1].is_metric
     ],
 )
 def test_half_floats_are_computed_in_float32(name, row, dtype):

@@ -14,7 +14,7 @@ from flax.training.train_state import TrainState
 from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 
-from cases import ONE_EACH, WITH_METRICS, first_state, updated
+from cases import ONE_EACH_WITH_BARE, WITH_METRICS, first_state, updated
 from head_cases import ROWS as HEADS
 from head_cases import boxes_for, outputs_for, total
 from test_state import added, close
@@ -52,9 +52,7 @@ def alone(loss, batches):
     return jax.jit(jax.value_and_grad(value, argnums=(0, 1)))(jnp.eye(width), jnp.zeros(width))
 
 
-@pytest.mark.parametrize(
-    ("name", "row"), [param for param in ONE_EACH if not param.values[1].is_metric]
-)
+@pytest.mark.parametrize(("name", "row"), ONE_EACH_WITH_BARE)
 def test_losses_in_modules(name, row):
     """The loss as a field; its state as a variable of nnx, and as the carry of linen.scan."""
 
