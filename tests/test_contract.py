@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen, nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -352,7 +351,7 @@ def test_a_shim_is_its_fields(name, row):
 
 
 @one_of_each_class
-def test_equal_losses_share_one_trace_and_live_in_modules(name, row):
+def test_equal_losses_share_one_trace(name, row):
     call = Call(name, row)
     arguments = (call.pred, call.target)
     expected = run(call.loss, *arguments, **call.keywords)
@@ -370,21 +369,6 @@ def test_equal_losses_share_one_trace_and_live_in_modules(name, row):
                 jitted(loss, *arguments, call.keywords), expected, rtol=2e-5, atol=1e-6
             )
         assert len(traces) == 1
-
-    class Linen(linen.Module):
-        loss: nnx.Module
-
-        def __call__(self, *arguments):
-            return run(self.loss, *arguments, **call.keywords)
-
-    class Nnx(nnx.Module):
-        def __init__(self):
-            self.loss = call.loss
-
-    close = functools.partial(chex.assert_trees_all_close, rtol=2e-5, atol=1e-6)
-    close(Linen(call.loss).apply({}, *arguments), expected)
-    run_nnx = nnx.jit(lambda module: run(module.loss, *arguments, **call.keywords))
-    close(run_nnx(Nnx()), expected)
 
 
 @one_of_each_loss

@@ -89,7 +89,7 @@ def test_losses_in_modules(name, row):
             return state, added(value)
 
     steps = linen.scan(LinenHost, variable_broadcast="params", split_rngs={"params": False})(loss)
-    variables = steps.init(jax.random.key(0), first_state(loss), batches)
+    variables = jax.jit(steps.init)(jax.random.key(0), first_state(loss), batches)
 
     @jax.jit
     @jax.value_and_grad

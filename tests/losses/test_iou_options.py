@@ -108,8 +108,8 @@ def test_focaler_of_a_function_is_a_pair():
 
 def test_options_are_swept_by_vmap():
     ratios, tops = jnp.array([0.7, 1.0, 1.3]), jnp.array([0.6, 0.8, 0.95])
-    swept = jax.vmap(lambda r, u: v.DIoULoss(inner_ratio=r, focaler=(0.0, u))(PRED, TARGET))
-    close(swept(ratios, tops)[2], v.DIoULoss(inner_ratio=1.3, focaler=(0.0, 0.95))(PRED, TARGET))
+    swept = jax.vmap(lambda r, u: v.diou_loss(PRED, TARGET, inner_ratio=r, focaler=(0.0, u)))
+    close(swept(ratios, tops)[2], v.diou_loss(PRED, TARGET, inner_ratio=1.3, focaler=(0.0, 0.95)))
 
 
 def test_ciou_without_the_gate():
