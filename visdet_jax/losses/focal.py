@@ -19,7 +19,7 @@ from visdet_jax.numerics import (
     logistic,
     logistic_of_slope,
     power,
-    power_slope,
+    power_and_slope,
 )
 from visdet_jax.reduction import weight_reduce_loss
 from visdet_jax.registry import LOSSES
@@ -98,11 +98,11 @@ def _slope(pred, target, gamma, alpha, poly_epsilon):
     bce = (jnp.maximum(pred, 0) - t * pred) + tail
     of_bce = p * (1 - t) - not_p * t
     of_miss = (1 - 2 * t) * p * not_p
-    focal = power(miss, gamma) * of_bce + power_slope(miss, gamma) * of_miss * bce
-    slope = _weighed(t, alpha, focal)
+    focal, by_miss = power_and_slope(miss, gamma)
+    slope = _weighed(t, alpha, focal * of_bce + by_miss * of_miss * bce)
     if poly_epsilon is None:
         return slope
-    return slope + poly_epsilon * power_slope(miss, _raised(gamma)) * of_miss
+    return slope + poly_epsilon * power_and_slope(miss, _raised(gamma))[1] * of_miss
 
 
 def _value_of_probabilities(pred, target, gamma, alpha, poly_epsilon):
@@ -115,12 +115,13 @@ def _value_of_probabilities(pred, target, gamma, alpha, poly_epsilon):
 def _slope_of_probabilities(pred, target, gamma, alpha, poly_epsilon):
     t = dense(pred, target)
     miss = (1 - pred) * t + pred * (1 - t)
-    focal = power(miss, gamma) * bce_with_probs_slope(pred, t)
-    focal += power_slope(miss, gamma) * (1 - 2 * t) * bce_with_probs(pred, t)
-    slope = _weighed(t, alpha, focal)
+    focal, by_miss = power_and_slope(miss, gamma)
+    of_miss = 1 - 2 * t
+    slope = focal * bce_with_probs_slope(pred, t) + by_miss * of_miss * bce_with_probs(pred, t)
+    slope = _weighed(t, alpha, slope)
     if poly_epsilon is None:
         return slope
-    return slope + poly_epsilon * power_slope(miss, _raised(gamma)) * (1 - 2 * t)
+    return slope + poly_epsilon * power_and_slope(miss, _raised(gamma))[1] * of_miss
 
 
 _focal_of_logits = closed_form(_value, _slope)

@@ -9,7 +9,7 @@ from visdet_jax.checks import UNIT, Expected
 from visdet_jax.closed_form import closed_form
 from visdet_jax.function import as_dtype, check_labels, check_same_shape, compute_dtype, jitted
 from visdet_jax.module import Loss
-from visdet_jax.numerics import WholeExponent, power, power_slope
+from visdet_jax.numerics import WholeExponent, power, power_and_slope
 from visdet_jax.reduction import weight_reduce_loss, weighted_loss
 from visdet_jax.registry import LOSSES
 
@@ -27,9 +27,9 @@ def _positive(pred, alpha):
 
 
 def _positive_slope(pred, alpha):
-    rest = 1 - pred
+    focal, by_rest = power_and_slope(1 - pred, alpha)
     inside = pred + LOG_EPS
-    return power_slope(rest, alpha) * jnp.log(inside) - power(rest, alpha) / inside
+    return by_rest * jnp.log(inside) - focal / inside
 
 
 def _negative(pred, target, alpha, gamma):
@@ -38,8 +38,8 @@ def _negative(pred, target, alpha, gamma):
 
 def _negative_slope(pred, target, alpha, gamma):
     inside = _rest(pred) + LOG_EPS
-    slope = power(pred, alpha) / inside - power_slope(pred, alpha) * jnp.log(inside)
-    return slope * power(1 - target, gamma)
+    focal, by_pred = power_and_slope(pred, alpha)
+    return (focal / inside - by_pred * jnp.log(inside)) * power(1 - target, gamma)
 
 
 def _at_peaks(pred, target, alpha, gamma, part):
@@ -55,7 +55,8 @@ def _slope(pred, target, *, alpha, gamma, pos_weight, neg_weight):
     rest = _rest(pred)
     miss = jnp.where(target != 1, pred, rest)
     inside = jnp.where(target != 1, rest, pred) + LOG_EPS
-    slope = power(miss, alpha) / inside - power_slope(miss, alpha) * jnp.log(inside)
+    focal, by_miss = power_and_slope(miss, alpha)
+    slope = focal / inside - by_miss * jnp.log(inside)
     factor = jnp.where(target != 1, neg_weight * power(1 - target, gamma), -pos_weight)
     return factor * slope + neg_weight * _at_peaks(pred, target, alpha, gamma, _negative_slope)
 

@@ -22,7 +22,7 @@ from visdet_jax.numerics import (
     logistic,
     logistic_of_slope,
     power,
-    power_slope,
+    power_and_slope,
 )
 from visdet_jax.reduction import weight_reduce_loss, weight_without
 from visdet_jax.registry import LOSSES
@@ -85,8 +85,8 @@ def _slope(pred, beta, alpha, *quality):
     p, not_p, tail = logistic_of_slope(pred)
     gap = p * (1 - q) - not_p * q
     bce = (jnp.maximum(pred, 0) - q * pred) + tail
-    of_gap = power_slope(jnp.abs(gap), beta) * jnp.sign(gap)
-    return _shared(power(jnp.abs(gap), beta) * gap + of_gap * p * not_p * bce, alpha, q)
+    focal, by_gap = power_and_slope(jnp.abs(gap), beta)
+    return _shared(focal * gap + by_gap * jnp.sign(gap) * p * not_p * bce, alpha, q)
 
 
 def _value_of_probabilities(pred, beta, alpha, *quality):
@@ -96,10 +96,9 @@ def _value_of_probabilities(pred, beta, alpha, *quality):
 
 def _slope_of_probabilities(pred, beta, alpha, *quality):
     q = of_classes(pred, *quality)
-    gap = jnp.abs(q - pred)
-    of_gap = power_slope(gap, beta) * jnp.sign(pred - q)
-    slope = power(gap, beta) * bce_with_probs_slope(pred, q) + of_gap * bce_with_probs(pred, q)
-    return _shared(slope, alpha, q)
+    focal, by_gap = power_and_slope(jnp.abs(q - pred), beta)
+    slope = focal * bce_with_probs_slope(pred, q)
+    return _shared(slope + by_gap * jnp.sign(pred - q) * bce_with_probs(pred, q), alpha, q)
 
 
 _of_logits = closed_form(_value, _slope)

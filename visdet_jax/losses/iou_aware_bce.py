@@ -22,7 +22,7 @@ from visdet_jax.losses.quality_loss import (
     of_classes,
     weight_of_rows,
 )
-from visdet_jax.numerics import clamp_min, logistic, logistic_of_slope, power, power_slope
+from visdet_jax.numerics import clamp_min, logistic, logistic_of_slope, power, power_and_slope
 from visdet_jax.reduction import weight_reduce_loss
 from visdet_jax.registry import LOSSES
 
@@ -92,7 +92,8 @@ def _slope(pred, gamma, *quality):
     t = of_classes(pred, *quality)
     p, not_p, tail = logistic_of_slope(pred)
     bce = (jnp.maximum(pred, 0) - t * pred) + tail
-    negative = power(p, gamma) * p + power_slope(p, gamma) * p * not_p * bce
+    focal, by_p = power_and_slope(p, gamma)
+    negative = focal * p + by_p * p * not_p * bce
     return jnp.where(is_positive(pred, *quality), p * (1 - t) - not_p * t, negative)
 
 

@@ -16,7 +16,7 @@ from visdet_jax.losses.class_targets import (
     weight_of_rows,
 )
 from visdet_jax.module import Loss
-from visdet_jax.numerics import power, power_slope
+from visdet_jax.numerics import power, power_and_slope
 from visdet_jax.reduction import weight_reduce_loss
 from visdet_jax.registry import LOSSES
 from visdet_jax.softmax import log_sum_exp, softmax
@@ -86,7 +86,8 @@ def _value(pred, target, gamma, beside_slope=True):
 def _slope(pred, target, gamma):
     cost = _cost(pred, target, beside_slope=True)
     miss = -jnp.expm1(-cost)
-    by_cost = power(miss, gamma) + power_slope(miss, gamma) * jnp.exp(-cost) * cost
+    focal, by_miss = power_and_slope(miss, gamma)
+    by_cost = focal + by_miss * jnp.exp(-cost) * cost
     own = jnp.moveaxis(class_mask(target.squeeze(1), pred.shape[1]), -1, 1).astype(pred.dtype)
     return (softmax(pred, axis=1) - own) * by_cost
 

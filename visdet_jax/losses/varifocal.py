@@ -14,7 +14,7 @@ from visdet_jax.losses.quality_loss import (
     is_positive,
     of_classes,
 )
-from visdet_jax.numerics import logistic, logistic_of_slope, power, power_slope
+from visdet_jax.numerics import logistic, logistic_of_slope, power, power_and_slope
 from visdet_jax.reduction import spread_weight, weight_reduce_loss
 from visdet_jax.registry import LOSSES
 
@@ -81,8 +81,8 @@ def _slope(pred, alpha, gamma, *quality, iou_weighted):
     p, not_p, tail = logistic_of_slope(pred)
     gap = p * (1 - t) - not_p * t
     bce = (jnp.maximum(pred, 0) - t * pred) + tail
-    miss, of_gap = jnp.abs(gap), jnp.sign(gap) * p * not_p
-    negative = alpha * (power(miss, gamma) * gap + power_slope(miss, gamma) * of_gap * bce)
+    focal, by_gap = power_and_slope(jnp.abs(gap), gamma)
+    negative = alpha * (focal * gap + by_gap * jnp.sign(gap) * p * not_p * bce)
     return jnp.where(is_positive(pred, *quality), (t if iou_weighted else 1) * gap, negative)
 
 
