@@ -44,7 +44,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 
 import visdet_jax
-from peers import CASES, Case, Torch, seconds_of_one
+from peers import CASES
+from peers.case import Case
+from peers.torch_processes import Torch, seconds_of_one
 
 KINDS = ("value", "value+grad")
 
