@@ -268,7 +268,9 @@ _EXP2 = _polynomials(lambda r: np.expm1(r * np.log(2)) / r, {np.float32: 6})
 def _float32_power(base: jax.Array, exponent: jax.Array) -> jax.Array:
     """base ** exponent of finite base > 0, in a third of the time of `jnp.power` on a CPU.
 
-    To 4 ulp for exponents up to 2, to 10 for 7; what is subnormal is 0. Of base = m 2^k and log2(base) = k + log2(m), whose product with the exponent keeps its digits
+    To 4 ulp for exponents up to 2, to 10 for 7; what is subnormal is 0.
+
+    Of base = m 2^k and log2(base) = k + log2(m), whose product with the exponent keeps its digits
     in two parts: the exponent's first 12 bits times k are exact, and so is that less a whole
     number near the sum, which becomes the exponent of the result.
     """
