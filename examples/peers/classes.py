@@ -183,8 +183,8 @@ def torch_sigmoid(torch, x, labels, weight):
 
 
 def torch_softmax_focal(torch, x, labels, weight):
-    log_p = x.log_softmax(1).gather(1, labels.long()[:, None]).squeeze(1)
-    return -((1 - log_p.exp()) ** 2 * log_p * weight).sum() / AVG_FACTOR
+    cost = torch.nn.functional.cross_entropy(x, labels.long(), reduction="none")
+    return ((1 - torch.exp(-cost)) ** 2 * cost * weight).sum() / AVG_FACTOR
 
 
 def torch_matchability(torch, x, labels, scores, weight):
