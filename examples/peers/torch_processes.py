@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -21,10 +22,13 @@ class Torch:
 
     def __init__(self, on_gpu: bool = False, processes: int = 4) -> None:
         context = multiprocessing.get_context("spawn")
+        # Of each process its own: compiled with AVX-512 and with AVX2 in one, kernels have read
+        # indices that were none.
+        self._caches = tempfile.TemporaryDirectory()
         self._pipes = []
         for i in range(processes):
             ours, theirs = context.Pipe()
-            arguments = theirs, on_gpu, i % 2 == 1
+            arguments = theirs, on_gpu, i % 2 == 1, f"{self._caches.name}/{i}"
             context.Process(target=_serve_torch, args=arguments, daemon=True).start()
             self._pipes.append(ours)
         (self.version, *_) = [pipe.recv() for pipe in self._pipes]
@@ -66,9 +70,10 @@ def seconds_of_one(call: Callable[[], Any]) -> float:
             return time.perf_counter() - started
 
 
-def _serve_torch(pipe, on_gpu, on_avx2):
+def _serve_torch(pipe, on_gpu, on_avx2, cache):
     if on_avx2:
         os.environ["ATEN_CPU_CAPABILITY"] = "avx2"
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
     import torch
 
     pipe.send(torch.__version__)
