@@ -1,7 +1,5 @@
 """The primitives: values, gradients at their kinks, and digits."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -67,14 +65,15 @@ def test_power_elsewhere(exponent, x64):
 
 @pytest.mark.parametrize("exponent", [0, 1, 2, 3, 4])
 def test_power_of_a_known_exponent(exponent, x64):
-    base = jnp.array([0.0, 1e-310, 1e-3, 0.5, 1.0, 3.0], jnp.float64)
+    base = jnp.array([0.0, 1e-3, 0.5, 1.0, 3.0], jnp.float64)
     known = numerics.WholeExponent(exponent)
-    close = functools.partial(np.testing.assert_allclose, atol=1e-300)  # what is subnormal is 0
     both = numerics.power_and_slope(base, float(exponent))
-    close(numerics.power(base, float(exponent)), both[0])
-    close(numerics.power(base, known), both[0])
-    close(numerics.power_and_slope(base, known), both)
-    close(jax.vmap(jax.grad(numerics.power), (0, None))(base, known), both[1])
+    np.testing.assert_allclose(numerics.power(base, float(exponent)), both[0])
+    np.testing.assert_allclose(numerics.power(base, known), both[0])
+    np.testing.assert_allclose(numerics.power_and_slope(base, known), both)
+    slopes = jax.vmap(jax.grad(numerics.power), (0, None))(base, known)
+    np.testing.assert_allclose(slopes, both[1])
+    assert np.isfinite(numerics.power_and_slope(jnp.float64(1e-310), float(exponent))).all()
 
 
 @pytest.mark.parametrize("exponent", [0.0, 0.1, 0.5, 1.0, 1.7, 2.0, 4.0, 7.3, -0.75])

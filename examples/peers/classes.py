@@ -193,6 +193,11 @@ def torch_matchability(torch, x, labels, scores, weight):
     return weighed(torch_bce(torch, x, t * scores[:, None] ** 2) * focal, weight)
 
 
+def ours_of_scores(function):
+    """`ours` where the target is (label, score)."""
+    return lambda x, labels, scores, weight: ours(function)(x, (labels, scores), weight)
+
+
 CASES = (
     Case(
         "focal",
@@ -206,9 +211,7 @@ CASES = (
     Case(
         "quality focal",
         scored_inputs(40_000, 80),
-        lambda x, labels, scores, weight: vj.quality_focal_loss(
-            x, (labels, scores), weight, avg_factor=AVG_FACTOR
-        ),
+        ours_of_scores(vj.quality_focal_loss),
         plain_quality_focal,
         torch_quality_focal,
         rows_of=40_000,
@@ -250,9 +253,7 @@ CASES = (
     Case(
         "matchability",
         scored_inputs(40_000, 80),
-        lambda x, labels, scores, weight: vj.matchability_aware_loss(
-            x, (labels, scores), weight, avg_factor=AVG_FACTOR
-        ),
+        ours_of_scores(vj.matchability_aware_loss),
         plain_matchability,
         torch_matchability,
         rows_of=40_000,

@@ -96,7 +96,7 @@ def _serve_torch(pipe, on_gpu, on_avx2, cache):
                 parts = result if isinstance(result, tuple) else (result,)
                 arrays = tuple(part.detach().cpu().numpy() for part in parts)
                 answer = arrays if isinstance(result, tuple) else arrays[0]
-        except Exception as error:
+        except Exception as error:  # whatever it is, the asker raises it
             answer = RuntimeError(f"torch: {error}")
         pipe.send(answer)
 
