@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from visdet_jax import giou_loss, reduce_loss, reduce_mean, weight_reduce_loss, weighted_loss
-from visdet_jax.numerics import absolute
+from visdet_jax.core.elementary import absolute
 
 VALUES = np.arange(12, dtype=np.float32).reshape(4, 3)
 

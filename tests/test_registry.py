@@ -14,7 +14,7 @@ import yaml
 
 import visdet_jax
 from visdet_jax import LOSSES, MODELS, FocalLoss, Loss, Registry, build_loss, configs
-from visdet_jax.module import Config
+from visdet_jax.core.frozen import FrozenModule
 
 CONFIG = {"type": "CrossEntropyLoss", "use_sigmoid": True, "class_weight": [0.5, 2.0]}
 
@@ -234,12 +234,12 @@ def test_registering():
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gear(Config):
+class Gear(FrozenModule):
     teeth: int
 
 
 @dataclass(frozen=True, kw_only=True)
-class Machine(Config):
+class Machine(FrozenModule):
     loss: Loss | None = None
     gear: Gear = Gear(teeth=8)
     size: float = 1.0

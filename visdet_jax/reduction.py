@@ -2,19 +2,26 @@
 
 import functools
 import inspect
+import typing
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypedDict, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from visdet_jax.closed_form import closed_form
-from visdet_jax.function import as_dtype, check_array, compute_dtype, jitted
+from visdet_jax.core.checks import check_array
+from visdet_jax.core.closed_form import closed_form
+from visdet_jax.core.dtypes import as_dtype, compute_dtype
+from visdet_jax.core.hyperparameters import Number
+from visdet_jax.core.jitted import jitted
 
-REDUCTIONS = ("none", "mean", "sum")
-# The reference adds float32's eps to every avg_factor, in float64 too.
+Reduction = Literal["none", "mean", "sum"]
+REDUCTIONS: tuple[str, ...] = typing.get_args(Reduction)
+# mmdet adds float32's eps to every avg_factor, in float64 too.
 AVG_FACTOR_EPS = float(np.finfo(np.float32).eps)
+
+P = ParamSpec("P")
 
 
 def reduce_loss(loss: jax.Array, reduction: str) -> jax.Array:
@@ -103,59 +110,108 @@ def zero_where_unweighted(x: jax.Array, weight: jax.Array) -> jax.Array:
     return jnp.where(spread_weight(weight, x.shape) == 0, 0, x)
 
 
-def weighted_loss(
-    formula: Callable[..., jax.Array] | None = None,
-    *,
-    slope: Callable[..., jax.Array] | None = None,
-    axis: int | slice | None = None,
-    exponents: Sequence[str] = (),
-    weight_of_values: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
-) -> Callable[..., Any]:
-    """Makes a loss of a formula: adds `weight`, `reduction` and `avg_factor`, and the jit.
+class Reduce(TypedDict, total=False):
+    """The keywords by which the values of every loss are reduced; see `weight_reduce_loss`."""
 
-    The formula takes `pred`, `target` and keyword hyperparameters, and returns values whose shape
-    is a leading part of pred's. It gets pred and target as floats of one type (float64 where one
-    of them is, else float32) and rows of weight 0 as zeros. A hyperparameter is a number or a
-    tuple of numbers, which come in that type too, a string, a bool or None. The loss made of it
-    has the signature
-    `(pred, target, weight=None, *, <hyperparameters>, reduction="mean", avg_factor=None)`; see
-    `weight_reduce_loss` for the last three. Its gradient has the inputs' types.
+    reduction: Reduction
+    avg_factor: Number | None
+
+
+class WeightedLoss(Protocol[P]):
+    """A loss as `weighted_loss` makes it: the formula's hyperparameters, and a weight."""
+
+    __name__: str
+
+    def __call__(
+        self,
+        pred: jax.Array,
+        target: jax.Array,
+        weight: jax.Array | None = None,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> jax.Array: ...
+
+
+@overload
+def weighted_loss(
+    formula: Callable[Concatenate[jax.Array, jax.Array, P], jax.Array],
+) -> WeightedLoss[P]: ...
+
+
+@overload
+def weighted_loss(
+    *,
+    derivative: Callable[..., jax.Array] | None = None,
+    axis: int | slice | None = None,
+    weight_of_values: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+    static: Sequence[str] = (),
+) -> Callable[[Callable[Concatenate[jax.Array, jax.Array, P], jax.Array]], WeightedLoss[P]]: ...
+
+
+def weighted_loss(
+    formula: Any = None,
+    *,
+    derivative: Callable[..., jax.Array] | None = None,
+    axis: int | slice | None = None,
+    weight_of_values: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+    static: Sequence[str] = (),
+) -> Any:
+    """Decorator that makes a loss of a formula: adds the weight, the reduction and the jit.
+
+      @weighted_loss
+      def log_cosh_loss(pred, target, *, scale: Positive = 1.0, **reduce: Unpack[Reduce]):
+          return jnp.log(jnp.cosh((pred - target) / scale))
+
+    The formula takes pred, target and hyperparameters, and returns values whose shape is a leading
+    part of pred's. It gets pred and target as floats of one type (float64 where one of them is,
+    else float32), with zeros in the rows of weight 0. A hyperparameter is a number or a tuple of
+    numbers, which come in that type too, a string, a bool or None; annotations with a range or
+    with choices are checked (see `core.hyperparameters`). `**reduce` tells type checkers that the
+    loss takes `reduction` and `avg_factor`; the formula never gets them.
+
+    The loss has the signature
+    `(pred, target, weight=None, *, <hyperparameters>, reduction="mean", avg_factor=None)`, and its
+    gradient has the inputs' types.
 
     Args:
-      formula: `(pred, target, *, hyperparameters) -> values`.
-      slope: the derivative of the formula by pred, of the same arguments and pred's shape. Without
-        it autodiff finds the gradient, and keeps more; see `closed_form`.
-      axis: of pred, or a slice of its axes, which a formula with a slope sums; None for an
-        elementwise one.
-      exponents: hyperparameters that are powers; see `jitted`.
-      weight_of_values: `(pred, weight) -> weight`, for a weight that is not given as the values'.
+      formula: `(pred, target, *, <hyperparameters>) -> values`.
+      derivative: The derivative of the formula by pred, with the same arguments and of pred's
+        shape. Without it autodiff finds the gradient, and keeps more arrays; see `closed_form`.
+      axis: The axis of pred, or a slice of its axes, that a formula with a derivative sums. None
+        for an elementwise formula.
+      weight_of_values: `(pred, weight) -> weight`, for a loss whose weight may have another shape
+        than its values.
+      static: Names of hyperparameters that are known when the program is compiled, such as a
+        number of bins.
 
-    Example:
-      >>> @weighted_loss
-      ... def log_cosh_loss(pred, target):
-      ...     return jnp.log(jnp.cosh(pred - target))
+    Raises: TypeError at decoration for a formula with a parameter that could not be passed on.
     """
     if formula is None:
         return functools.partial(
             weighted_loss,
-            slope=slope,
+            derivative=derivative,
             axis=axis,
-            exponents=exponents,
             weight_of_values=weight_of_values,
+            static=static,
         )
+    hyperparameters = _hyperparameters(formula, static)
+    defaults = {p.name: p.default for p in hyperparameters if p.default is not p.empty}
 
     def loss(pred, target, weight=None, *, reduction="mean", avg_factor=None, **options):
         dtype = compute_dtype(pred=pred, target=target)
         pred, target = pred.astype(dtype), target.astype(dtype)
+        options = defaults | options
+        kept = {name: x for name, x in options.items() if name in static}
         options = jax.tree.map(
-            lambda x: x if isinstance(x, str | bool) else as_dtype(dtype, x), defaults | options
+            lambda x: x if isinstance(x, str | bool) else as_dtype(dtype, x), options
         )
+        options |= kept
         if weight is not None:
             check_array("weight", weight)
             if weight_of_values is not None:
                 weight = weight_of_values(pred, weight)
-        if slope is not None:
-            values = _in_closed_form(formula, slope, axis, pred, target, weight, options)
+        if derivative is not None:
+            values = _in_closed_form(formula, derivative, axis, pred, target, weight, options)
             return weight_reduce_loss(values, None, reduction, avg_factor)
         if weight is not None:
             pred = zero_where_unweighted(pred, weight)
@@ -163,18 +219,48 @@ def weighted_loss(
         values = formula(pred, target, **options)
         return weight_reduce_loss(values, weight, reduction, avg_factor)
 
-    common = list(inspect.signature(loss).parameters.values())[:-1]
-    own = [p for p in inspect.signature(formula).parameters.values() if p.kind == p.KEYWORD_ONLY]
-    defaults = {p.name: p.default for p in own}
+    pred, target, weight, *common = inspect.signature(loss).parameters.values()
     functools.update_wrapper(loss, formula)
-    signature = inspect.Signature(common[:3] + own + common[3:])
+    signature = inspect.Signature([pred, target, weight, *hyperparameters, *common[:-1]])
     loss.__signature__ = signature  # type: ignore[attr-defined]
-    return jitted(loss, exponents=exponents)
+    return jitted(static=static)(loss)
 
 
-def _in_closed_form(formula, slope, axis, pred, target, weight, options):
-    """The values of a formula with a slope, weighed."""
-    static = {k: v for k, v in options.items() if v is None or isinstance(v, str | bool)}
+def _hyperparameters(formula: Callable[..., Any], static: Sequence[str]) -> list[inspect.Parameter]:
+    """The parameters of a formula after pred and target, as keywords of the loss."""
+    name = getattr(formula, "__name__", repr(formula))
+    first, *others = inspect.signature(formula).parameters.values()
+    if not others or others[0].kind not in (first.POSITIONAL_ONLY, first.POSITIONAL_OR_KEYWORD):
+        raise TypeError(f"{name}: a formula takes pred and target, and then its hyperparameters")
+    found = []
+    for parameter in others[1:]:
+        if parameter.kind == parameter.VAR_KEYWORD:
+            continue  # **reduce
+        where = f"{name}: the hyperparameter {parameter.name!r}"
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.POSITIONAL_ONLY):
+            raise TypeError(f"{where} cannot be given by its name")
+        if parameter.name in ("weight", "reduction", "avg_factor"):
+            raise TypeError(f"{where} has the name of an argument that weighted_loss adds")
+        if type(parameter.default) is int and parameter.name not in static:
+            raise TypeError(
+                f"{where} has the default {parameter.default}: numbers are traced, so write "
+                f"{float(parameter.default)}, or static=({parameter.name!r},) for a count"
+            )
+        found.append(parameter.replace(kind=parameter.KEYWORD_ONLY))
+    return found
+
+
+def _in_closed_form(
+    formula: Callable[..., jax.Array],
+    derivative: Callable[..., jax.Array],
+    axis: int | slice | None,
+    pred: jax.Array,
+    target: jax.Array,
+    weight: jax.Array | None,
+    options: dict[str, Any],
+) -> jax.Array:
+    """The weighted values of a formula whose derivative is given."""
+    static = {k: v for k, v in options.items() if v is None or isinstance(v, str | bool | int)}
     names = [k for k in options if k not in static]
 
     def with_names(function):
@@ -186,23 +272,5 @@ def _in_closed_form(formula, slope, axis, pred, target, weight, options):
     if weight is not None:
         shape = tuple(n for i, n in enumerate(pred.shape) if i not in summed)
         weight = spread_weight(weight, shape).astype(pred.dtype)
-    weighed = closed_form(with_names(formula), with_names(slope), tuple(summed))
-    return weighed(weight, pred, target, *(options[name] for name in names))
-
-
-def reduce_mean(x: jax.Array, axis_name: str | tuple[str, ...] | None = None) -> jax.Array:
-    """The mean of `x` over the devices of a named mesh axis: mmdet's `reduce_mean`.
-
-    For normalisers such as a batch's number of positives, inside `shard_map` or
-    `vmap(axis_name=...)`. Without an axis, and under plain `jit` over sharded arrays where sums
-    are global already, `x` itself.
-    """
-    return x if axis_name is None else jax.lax.pmean(x, axis_name)
-
-
-def reduce_sum(x: jax.Array, axis_name: str | tuple[str, ...] | None = None) -> jax.Array:
-    """The sum of `x` over the devices of a named mesh axis, `x` itself without one.
-
-    For the running statistics of the losses that keep any; see `reduce_mean`.
-    """
-    return x if axis_name is None else jax.lax.psum(x, axis_name)
+    weighted = closed_form(with_names(formula), with_names(derivative), tuple(summed))
+    return weighted(weight, pred, target, *(options[name] for name in names))

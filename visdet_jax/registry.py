@@ -1,22 +1,23 @@
 """From a config dict to a loss: `build_loss(dict(type="FocalLoss", gamma=2.0))`."""
 
 import dataclasses
-import difflib
-import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
-from visdet_jax.module import alternatives, as_tuple, describe, field_types
+from visdet_jax.core.fields import as_tuple, describe, field_types, item_type, union_members
+from visdet_jax.core.names import did_you_mean
 
 # Prefixes by which configs of these libraries name their registries.
 SCOPES = ("mmdet", "mmrotate", "visdet")
+
+Class = TypeVar("Class", bound=type)
 
 
 class UnknownName(KeyError, ValueError):
     """No class of that name: a KeyError for whoever looks it up, a ValueError for a config."""
 
-    __str__ = Exception.__str__  # KeyError's shows the repr of the message
+    __str__ = Exception.__str__  # KeyError's shows the repr of the message.
 
 
 class Registry(Mapping[str, type]):
@@ -25,10 +26,8 @@ class Registry(Mapping[str, type]):
     Example:
       >>> @LOSSES.register_module()
       ... @dataclass(frozen=True, kw_only=True)
-      ... class MyLoss(Loss):
+      ... class MyLoss(Loss, function=my_loss):
       ...     beta: float = 1.0
-      ...     def compute(self, pred, target, weight, **reduce):
-      ...         return my_loss(pred, target, weight, beta=self.beta, **reduce)
       >>> LOSSES.build(dict(type="MyLoss", beta=2.0))
     """
 
@@ -37,25 +36,34 @@ class Registry(Mapping[str, type]):
         kind: str,
         parts: "Mapping[type, Registry] | None" = None,
         ignored: Sequence[str] = (),
+        explain: Callable[[str], str] = lambda name: "",
     ) -> None:
-        """`parts`: who builds the configs nested in fields of a type; `ignored`: keys to drop."""
+        """An empty registry.
+
+        Args:
+          kind: What its classes are, in the words of an error message.
+          parts: The registries that build configs nested in fields of a type.
+          ignored: Keys of configs that have no effect.
+          explain: `(name) -> sentence` about a name that is not registered, or "".
+        """
         self.kind, self.parts, self.ignored = kind, parts or {}, frozenset(ignored)
+        self._explain = explain
         self._classes: dict[str, type] = {}
 
     def __getitem__(self, name: str) -> type:
         scope, _, bare = name.rpartition(".")
         if (not scope or scope in SCOPES) and bare in self._classes:
             return self._classes[bare]
-        raise UnknownName(f"No {self.kind} is called {name!r}{self._what_it_is(scope, bare)}")
+        raise UnknownName(f"No {self.kind} is called {name!r}{self._reason(scope, bare)}")
 
-    def _what_it_is(self, scope: str, name: str) -> str:
+    def _reason(self, scope: str, name: str) -> str:
         if scope and scope not in SCOPES:
             *known, last = SCOPES
             names = f"{', '.join(known)} and {last}"
             return f": it is {scope}'s own, and only {names}'s names are known here."
-        if self.kind == "loss" and name.endswith("Cost"):
-            return ": it is a match cost, for the `match_costs` of a HungarianAssigner."
-        return f".{_did_you_mean(name, self)}"
+        if why := self._explain(name):
+            return f": {why}"
+        return f".{did_you_mean(name, self)}"
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._classes)
@@ -73,7 +81,7 @@ class Registry(Mapping[str, type]):
 
     def register_module(
         self, name: str | None = None, force: bool = False
-    ) -> Callable[[type], type]:
+    ) -> Callable[[Class], Class]:
         """A decorator that registers a frozen dataclass, by its own name unless one is given.
 
         `force=True` replaces a class of that name, which is an error otherwise.
@@ -83,8 +91,8 @@ class Registry(Mapping[str, type]):
         if not (name is None or isinstance(name, str)):
             raise TypeError("write @register_module(), with parentheses")
 
-        def register(cls: type) -> type:
-            _check_frozen(cls)
+        def register(cls: Class) -> Class:
+            _check_dataclass(cls)
             key = name or cls.__name__
             if key in self._classes and not force:
                 raise ValueError(
@@ -117,12 +125,12 @@ class Registry(Mapping[str, type]):
             raise ValueError(f"The config of a {self.kind} needs a key 'type', got {settings}")
         kind = settings.pop("type")
         cls = self[kind] if isinstance(kind, str) else kind
-        _check_frozen(cls)
+        _check_dataclass(cls)
         types = field_types(cls)
         for key in settings:
             if key not in types:
                 raise ValueError(
-                    f"{cls.__name__} has no key {key!r}.{_did_you_mean(key, types)} "
+                    f"{cls.__name__} has no key {key!r}.{did_you_mean(key, types)} "
                     f"Its keys: {', '.join(types)}."
                 )
         for field in dataclasses.fields(cls):
@@ -139,7 +147,7 @@ class Registry(Mapping[str, type]):
     def _value(self, where: str, value: Any, kind: Any) -> Any:
         """A config's value as a field of type `kind` holds it."""
         if is_config(value):
-            classes = [k for k in alternatives(kind) if isinstance(k, type)]
+            classes = [k for k in union_members(kind) if isinstance(k, type)]
             for base, registry in self.parts.items():
                 if any(issubclass(cls, base) for cls in classes):
                     try:
@@ -148,7 +156,7 @@ class Registry(Mapping[str, type]):
                         raise type(error)(f"{where}: {error}") from error
         if _is_sequence(value) and any(map(is_config, value)):
             return tuple(
-                self._value(f"{where}[{i}]", part, _item_kind(kind)) for i, part in enumerate(value)
+                self._value(f"{where}[{i}]", part, item_type(kind)) for i, part in enumerate(value)
             )
         return _plain(where, value, kind)
 
@@ -158,7 +166,13 @@ def is_config(value: Any) -> bool:
     return hasattr(value, "keys") and hasattr(value, "__getitem__")
 
 
-LOSSES = Registry("loss")
+def _explain_loss(name: str) -> str:
+    if name.endswith("Cost"):
+        return "it is a match cost, for the `match_costs` of a HungarianAssigner."
+    return ""
+
+
+LOSSES = Registry("loss", explain=_explain_loss)
 MODELS = LOSSES  # the name by which visdet's and mmdet's code knows it
 
 
@@ -167,43 +181,30 @@ def build_loss(config: Any) -> Any:
     return LOSSES.build(config)
 
 
-def _check_frozen(cls: Any) -> None:
-    # In the class's own dict: a subclass that forgot the decorator would inherit it.
+def _check_dataclass(cls: Any) -> None:
+    # In the class's own dict: a subclass that forgot the decorator would inherit the attribute.
     params = vars(cls).get("__dataclass_params__") if isinstance(cls, type) else None
-    if params is None or not params.frozen:
+    if (
+        params is None
+        or not params.frozen
+        or not all(field.kw_only for field in dataclasses.fields(cls))
+    ):
         raise TypeError(
-            f"{getattr(cls, '__name__', cls)!r} must be a frozen dataclass: decorate it with "
-            "@dataclass(frozen=True, kw_only=True)"
+            f"{getattr(cls, '__name__', cls)!r} must be a frozen, keyword-only dataclass: decorate "
+            "it with @dataclass(frozen=True, kw_only=True)"
         )
-
-
-def _did_you_mean(name: str, names: Any) -> str:
-    close = difflib.get_close_matches(name, list(names), n=1)
-    if not close:  # "focal_loss" and "focalloss" are nearer to "FocalLoss" than their case shows
-        flat = {known.lower().replace("_", ""): known for known in names}
-        close = [
-            flat[c]
-            for c in difflib.get_close_matches(name.lower().replace("_", ""), list(flat), n=1)
-        ]
-    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def _is_sequence(value: Any) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str | bytes)
 
 
-def _item_kind(kind: Any) -> Any:
-    """The type of the items of a field that holds a tuple."""
-    tuples = (k for k in alternatives(kind) if typing.get_origin(k) is tuple)
-    return next((typing.get_args(k)[0] for k in tuples), object)
-
-
 def _plain(where: str, value: Any, kind: Any) -> Any:
     """A config's value as a field holds it: tuples for sequences, numbers for numeric strings."""
     value = as_tuple(value)
     if isinstance(value, tuple):
-        return tuple(_plain(where, v, _item_kind(kind)) for v in value)
-    options = alternatives(kind)
+        return tuple(_plain(where, v, item_type(kind)) for v in value)
+    options = union_members(kind)
     if isinstance(value, str) and str not in options:
         for number in (int, float):
             if number in options or (number is int and float in options):

@@ -10,7 +10,7 @@ import pytest
 
 from cases import CASES
 from visdet_jax import LOSSES, StatefulLoss, build_loss
-from visdet_jax.module import field_types
+from visdet_jax.core.fields import field_types
 
 # A loss of statistics holds them, and what it makes of them, constant to the gradient: its own
 # tests differentiate what is left.

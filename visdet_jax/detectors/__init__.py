@@ -1,99 +1,56 @@
 """From a network's raw outputs and padded ground truth to the losses of a whole detector."""
 
-from visdet_jax.detectors.anchor_head import AnchorHead, PseudoSampler
-from visdet_jax.detectors.assigner import Assigner, Assignment, BboxOverlaps2D
-from visdet_jax.detectors.atss import ATSSHead
-from visdet_jax.detectors.atss_assigner import ATSSAssigner, atss_assign
-from visdet_jax.detectors.box_costs import BBoxL1Cost, IoUCost, bbox_l1_cost, iou_cost
-from visdet_jax.detectors.class_costs import (
-    BinaryFocalLossCost,
-    ClassificationCost,
-    FocalLossCost,
-    binary_focal_loss_cost,
-    classification_cost,
-    focal_loss_cost,
-    mask_focal_loss_cost,
-)
-from visdet_jax.detectors.coders import DeltaXYWHBBoxCoder, DistancePointBBoxCoder
-from visdet_jax.detectors.criterion import Criterion
-from visdet_jax.detectors.dense_head import DenseHead
-from visdet_jax.detectors.detr import DeformableDETRHead, DETRHead
-from visdet_jax.detectors.fcos import FCOSHead, fcos_assign
-from visdet_jax.detectors.gfl import GFLHead
-from visdet_jax.detectors.head import Head
-from visdet_jax.detectors.hungarian import HungarianAssigner, hungarian
-from visdet_jax.detectors.mask_costs import (
-    CrossEntropyLossCost,
-    DiceCost,
-    cross_entropy_loss_cost,
-    dice_cost,
-)
-from visdet_jax.detectors.match_cost import Instances, MatchCost
-from visdet_jax.detectors.max_iou_assigner import MaxIoUAssigner, max_iou_assign
-from visdet_jax.detectors.priors import (
-    AnchorGenerator,
-    Grid,
-    MlvlPointGenerator,
-    inside_flags,
-    valid_flags,
-)
-from visdet_jax.detectors.registry import HEADS, NETWORK_KEYS, TASK_UTILS, build_head
-from visdet_jax.detectors.retina import RetinaHead
-from visdet_jax.detectors.structures import Detections, DETROutputs, HeadOutputs, HeadTargets, Rows
-
-__all__ = [
-    "HEADS",
-    "NETWORK_KEYS",
-    "TASK_UTILS",
-    "ATSSAssigner",
-    "ATSSHead",
-    "AnchorGenerator",
-    "AnchorHead",
-    "Assigner",
-    "Assignment",
-    "BBoxL1Cost",
-    "BboxOverlaps2D",
-    "BinaryFocalLossCost",
-    "ClassificationCost",
-    "Criterion",
-    "CrossEntropyLossCost",
-    "DETRHead",
-    "DETROutputs",
-    "DeformableDETRHead",
-    "DeltaXYWHBBoxCoder",
-    "DenseHead",
-    "Detections",
-    "DiceCost",
-    "DistancePointBBoxCoder",
-    "FCOSHead",
-    "FocalLossCost",
-    "GFLHead",
-    "Grid",
-    "Head",
-    "HeadOutputs",
-    "HeadTargets",
-    "HungarianAssigner",
-    "Instances",
-    "IoUCost",
-    "MatchCost",
-    "MaxIoUAssigner",
-    "MlvlPointGenerator",
-    "PseudoSampler",
-    "RetinaHead",
-    "Rows",
-    "atss_assign",
-    "bbox_l1_cost",
-    "binary_focal_loss_cost",
-    "build_head",
-    "classification_cost",
-    "cross_entropy_loss_cost",
-    "dice_cost",
-    "fcos_assign",
-    "focal_loss_cost",
-    "hungarian",
-    "inside_flags",
-    "iou_cost",
-    "mask_focal_loss_cost",
-    "max_iou_assign",
-    "valid_flags",
-]
+from visdet_jax.detectors.assigners.assigner import Assigner as Assigner
+from visdet_jax.detectors.assigners.assigner import Assignment as Assignment
+from visdet_jax.detectors.assigners.atss import ATSSAssigner as ATSSAssigner
+from visdet_jax.detectors.assigners.atss import atss_assign as atss_assign
+from visdet_jax.detectors.assigners.fcos import fcos_assign as fcos_assign
+from visdet_jax.detectors.assigners.hungarian import HungarianAssigner as HungarianAssigner
+from visdet_jax.detectors.assigners.hungarian import hungarian as hungarian
+from visdet_jax.detectors.assigners.iou_calculator import BboxOverlaps2D as BboxOverlaps2D
+from visdet_jax.detectors.assigners.max_iou import MaxIoUAssigner as MaxIoUAssigner
+from visdet_jax.detectors.assigners.max_iou import max_iou_assign as max_iou_assign
+from visdet_jax.detectors.coders import DeltaXYWHBBoxCoder as DeltaXYWHBBoxCoder
+from visdet_jax.detectors.coders import DistancePointBBoxCoder as DistancePointBBoxCoder
+from visdet_jax.detectors.costs.boxes import BBoxL1Cost as BBoxL1Cost
+from visdet_jax.detectors.costs.boxes import IoUCost as IoUCost
+from visdet_jax.detectors.costs.boxes import bbox_l1_cost as bbox_l1_cost
+from visdet_jax.detectors.costs.boxes import iou_cost as iou_cost
+from visdet_jax.detectors.costs.classes import BinaryFocalLossCost as BinaryFocalLossCost
+from visdet_jax.detectors.costs.classes import ClassificationCost as ClassificationCost
+from visdet_jax.detectors.costs.classes import FocalLossCost as FocalLossCost
+from visdet_jax.detectors.costs.classes import binary_focal_loss_cost as binary_focal_loss_cost
+from visdet_jax.detectors.costs.classes import classification_cost as classification_cost
+from visdet_jax.detectors.costs.classes import focal_loss_cost as focal_loss_cost
+from visdet_jax.detectors.costs.classes import mask_focal_loss_cost as mask_focal_loss_cost
+from visdet_jax.detectors.costs.masks import CrossEntropyLossCost as CrossEntropyLossCost
+from visdet_jax.detectors.costs.masks import DiceCost as DiceCost
+from visdet_jax.detectors.costs.masks import cross_entropy_loss_cost as cross_entropy_loss_cost
+from visdet_jax.detectors.costs.masks import dice_cost as dice_cost
+from visdet_jax.detectors.costs.match_cost import Instances as Instances
+from visdet_jax.detectors.costs.match_cost import MatchCost as MatchCost
+from visdet_jax.detectors.heads.anchor_head import AnchorHead as AnchorHead
+from visdet_jax.detectors.heads.atss import ATSSHead as ATSSHead
+from visdet_jax.detectors.heads.criterion import Criterion as Criterion
+from visdet_jax.detectors.heads.dense_head import DenseHead as DenseHead
+from visdet_jax.detectors.heads.detr import DeformableDETRHead as DeformableDETRHead
+from visdet_jax.detectors.heads.detr import DETRHead as DETRHead
+from visdet_jax.detectors.heads.fcos import FCOSHead as FCOSHead
+from visdet_jax.detectors.heads.gfl import GFLHead as GFLHead
+from visdet_jax.detectors.heads.head import Head as Head
+from visdet_jax.detectors.heads.retina import RetinaHead as RetinaHead
+from visdet_jax.detectors.priors import AnchorGenerator as AnchorGenerator
+from visdet_jax.detectors.priors import Grid as Grid
+from visdet_jax.detectors.priors import MlvlPointGenerator as MlvlPointGenerator
+from visdet_jax.detectors.priors import inside_flags as inside_flags
+from visdet_jax.detectors.priors import valid_flags as valid_flags
+from visdet_jax.detectors.registry import HEADS as HEADS
+from visdet_jax.detectors.registry import NETWORK_KEYS as NETWORK_KEYS
+from visdet_jax.detectors.registry import TASK_UTILS as TASK_UTILS
+from visdet_jax.detectors.registry import build_head as build_head
+from visdet_jax.detectors.samplers.pseudo import PseudoSampler as PseudoSampler
+from visdet_jax.detectors.structures import Detections as Detections
+from visdet_jax.detectors.structures import DETROutputs as DETROutputs
+from visdet_jax.detectors.structures import HeadOutputs as HeadOutputs
+from visdet_jax.detectors.structures import HeadTargets as HeadTargets
+from visdet_jax.detectors.structures import Rows as Rows

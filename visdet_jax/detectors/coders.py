@@ -5,14 +5,15 @@ from typing import Any
 
 import jax
 
-from visdet_jax.boxes import bbox2delta, bbox2distance, delta2bbox, distance2bbox
+from visdet_jax.boxes.deltas import bbox2delta, delta2bbox
+from visdet_jax.boxes.distances import bbox2distance, distance2bbox
+from visdet_jax.core.frozen import FrozenModule
 from visdet_jax.detectors.registry import TASK_UTILS
-from visdet_jax.module import Config
 
 
 @TASK_UTILS.register_module()
 @dataclass(frozen=True, kw_only=True)
-class DeltaXYWHBBoxCoder(Config):
+class DeltaXYWHBBoxCoder(FrozenModule):
     """Flax shim of `bbox2delta` and `delta2bbox`."""
 
     target_means: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
@@ -25,7 +26,7 @@ class DeltaXYWHBBoxCoder(Config):
         super().__post_init__()
         for name in ("target_means", "target_stds"):
             if len(getattr(self, name)) != 4:
-                self.refuse(f"{name} must be four numbers, got {getattr(self, name)}")
+                raise self.value_error(f"{name} must be four numbers, got {getattr(self, name)}")
 
     def encode(self, priors: jax.Array, boxes: jax.Array) -> jax.Array:
         """Deltas (..., 4) from priors to boxes."""
@@ -53,7 +54,7 @@ class DeltaXYWHBBoxCoder(Config):
 
 @TASK_UTILS.register_module()
 @dataclass(frozen=True, kw_only=True)
-class DistancePointBBoxCoder(Config):
+class DistancePointBBoxCoder(FrozenModule):
     """Flax shim of `bbox2distance` and `distance2bbox`."""
 
     clip_border: bool = True

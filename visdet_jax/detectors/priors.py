@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from visdet_jax.core.frozen import FrozenModule
 from visdet_jax.detectors.registry import TASK_UTILS
-from visdet_jax.module import Config
 
 Sizes = tuple[tuple[int, int], ...]
 
@@ -49,7 +49,7 @@ def inside_flags(anchors: jax.Array, image_shape: jax.Array, allowed_border: flo
 
 @TASK_UTILS.register_module()
 @dataclass(frozen=True, kw_only=True)
-class AnchorGenerator(Config):
+class AnchorGenerator(FrozenModule):
     """Anchors of some scales and ratios at every cell; mmdet's class of this name.
 
     An anchor of scale s and ratio r (height / width) on a level of base size b has the width
@@ -78,9 +78,11 @@ class AnchorGenerator(Config):
         super().__post_init__()
         octaves = (self.octave_base_scale is not None) + (self.scales_per_octave is not None)
         if octaves != (2 if self.scales is None else 0):
-            self.refuse("give either scales, or octave_base_scale and scales_per_octave")
+            raise self.value_error("give either scales, or octave_base_scale and scales_per_octave")
         if self.base_sizes is not None and len(self.base_sizes) != len(self.strides):
-            self.refuse(f"{len(self.strides)} strides need as many base_sizes: {self.base_sizes}")
+            raise self.value_error(
+                f"{len(self.strides)} strides need as many base_sizes: {self.base_sizes}"
+            )
 
     @property
     def num_base_priors(self) -> int:
@@ -118,7 +120,7 @@ class AnchorGenerator(Config):
 
 @TASK_UTILS.register_module()
 @dataclass(frozen=True, kw_only=True)
-class MlvlPointGenerator(Config):
+class MlvlPointGenerator(FrozenModule):
     """A point in every cell: ((x + offset) · stride, (y + offset) · stride); mmdet's class.
 
     Args:

@@ -2,7 +2,9 @@
 
 from typing import Any
 
-from visdet_jax.module import Config, Loss, field_types
+from visdet_jax.core.fields import field_types
+from visdet_jax.core.frozen import FrozenModule
+from visdet_jax.losses.loss import Loss
 from visdet_jax.registry import LOSSES, Registry, is_config
 
 # What a head's config says about the network that precedes the losses.
@@ -28,8 +30,8 @@ NETWORK_KEYS = (
 )
 
 TASK_UTILS = Registry("task util")
-TASK_UTILS.parts = {Config: TASK_UTILS}  # an assigner's costs
-HEADS = Registry("head", parts={Loss: LOSSES, Config: TASK_UTILS}, ignored=NETWORK_KEYS)
+TASK_UTILS.parts = {FrozenModule: TASK_UTILS}  # an assigner's costs
+HEADS = Registry("head", parts={Loss: LOSSES, FrozenModule: TASK_UTILS}, ignored=NETWORK_KEYS)
 
 
 def build_head(bbox_head: Any, train_cfg: Any = None) -> Any:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from visdet_jax.function import exportable
+from visdet_jax.core.export import exportable
 
 
 @exportable

@@ -1,0 +1,106 @@
+"""Losses in closed form: what is read, and derivatives of every order and argument."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from visdet_jax.core.closed_form import closed_form
+
+
+def value(x, t):
+    return jnp.sin(x) * t
+
+
+def slope(x, t):
+    return jnp.cos(x) * t
+
+
+def row_value(x, t):
+    return (jnp.sin(x) * t).sum(1)
+
+
+def row_value_alone(x, t, alone=False):
+    return row_value(x, t)
+
+
+def inputs(weight_shape):
+    rng = np.random.default_rng(0)
+    x, t = rng.normal(size=(2, 3, 4))
+    return rng.uniform(0.5, 2, weight_shape), x, t
+
+
+FORMS = {
+    "entries": (closed_form(value, slope), value, (3, 4)),
+    "rows of entries": (closed_form(value, slope), value, (3, 1)),
+    "rows": (closed_form(row_value, slope, axis=1), row_value, (3,)),
+    "alone": (closed_form(row_value_alone, slope, axis=(1,), has_alone=True), row_value, (3,)),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_equals_autodiff(name, x64):
+    """Value, gradients by weight, pred and the other, and second derivatives, at once."""
+    weighed, formula, shape = FORMS[name]
+    arguments = inputs(shape)
+
+    def given(weight, x, t):
+        return weighed(weight, x, t).sum()
+
+    def plain(weight, x, t):
+        return (weight * formula(x, t)).sum()
+
+    both = jax.jit(lambda *a: [(f(*a), jax.grad(f, (0, 1, 2))(*a), jax.hessian(f, (0, 1, 2))(*a))
+                               for f in (given, plain)])  # fmt: skip
+    got, expected = both(*arguments)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-14), got, expected)
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_reads_nothing_of_weight_0(name, x64):
+    weighed, _, shape = FORMS[name]
+    weight, x, t = inputs(shape)
+    weight[1] = 0
+    bad = x.copy()
+    bad[1] = np.nan
+
+    def given(x, t):
+        return weighed(weight, x, t).sum()
+
+    @jax.jit
+    def derivatives(x):
+        second = jax.jvp(jax.grad(given), (x, t), (jnp.ones_like(x), jnp.ones_like(t)))[1]
+        return given(x, t), jax.grad(given, (0, 1))(x, t), second
+
+    got, expected = derivatives(bad), derivatives(x)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-14), got, expected)
+    for gradient in got[1]:
+        assert not np.any(gradient[1])
+
+
+def test_nan_of_a_weighed_entry_stays():
+    weighed, _, _ = FORMS["entries"]
+    x = jnp.array([[jnp.nan, 1.0]])
+    assert np.isnan(weighed(None, x, jnp.ones_like(x))).tolist() == [[True, False]]
+    assert np.isnan(weighed(jnp.ones_like(x), x, jnp.ones_like(x))).tolist() == [[True, False]]
+
+
+def test_without_weight_and_with_integers():
+    """The others may be integers, such as labels: they have no derivative."""
+    weighed = closed_form(
+        lambda x, n: jnp.where(n == 1, x * x, 0), lambda x, n: jnp.where(n == 1, 2 * x, 0)
+    )
+    x = jnp.array([[0.5, -1.0]])
+    gradient = jax.grad(lambda x: weighed(None, x, jnp.array([[1, 2]])).sum())(x)
+    np.testing.assert_array_equal(gradient, [[1, 0]])
+
+
+def test_keeps_nothing_for_the_backward_pass():
+    """Value and gradient of an elementwise loss need one array of pred's size beside them."""
+    weighed, _, _ = FORMS["entries"]
+    x = jnp.ones((1000, 8))
+    both = jax.jit(jax.value_and_grad(lambda x, w: weighed(w, x, 2.0).sum()))
+    memory = both.lower(x, jnp.ones((1000, 1))).compile().memory_analysis()
+    if memory is None:
+        pytest.skip("this backend tells nothing of its memory")
+    assert memory.temp_size_in_bytes <= 1.1 * x.nbytes

@@ -1,0 +1,105 @@
+"""The README says what is so: its snippets run, its table is the registry, its commands exist."""
+
+import dataclasses
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+import visdet_jax
+from adapters import DIFFERENCES as LATER
+from golden.differences import DIFFERENCES
+from golden.read_golden import read
+from visdet_jax import LOSSES, Loss
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+COMMON = {f.name for f in dataclasses.fields(Loss)}
+
+
+@pytest.fixture
+def registry_restored():
+    before = dict(LOSSES.module_dict)
+    yield
+    LOSSES._classes.clear()
+    LOSSES._classes.update(before)
+
+
+@pytest.mark.example
+def test_python_snippets_run(registry_restored, capsys):
+    snippets = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(snippets) >= 5
+    namespace = {}
+    for snippet in snippets:
+        exec(compile(snippet, "README.md", "exec"), namespace)
+    assert "GIoULoss" in capsys.readouterr().out
+    assert namespace["value"] > 0
+    assert namespace["gradient"][0].any()
+    assert not namespace["gradient"][1].any()
+    assert "LogCoshLoss" in LOSSES
+
+
+def table_rows():
+    tables = [part.split("\n\n")[0] for part in README.split("<!-- losses:")[1:]]
+    for line in (line for table in tables for line in table.splitlines()[3:]):
+        names, _, functions, keys, _ = (cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1])
+        for name in re.findall(r"`(\w+)`", names):
+            yield name, re.findall(r"`(\w+)`", functions), keys
+
+
+def test_the_table_is_the_registry():
+    rows = list(table_rows())
+    assert sorted(name for name, _, _ in rows) == sorted(LOSSES)
+    before = []
+    for name, functions, keys in rows:
+        assert all(callable(getattr(visdet_jax, function)) for function in functions)
+        listed = re.findall(r"`([^`]+)`", keys)
+        if keys.startswith("those above"):
+            listed = before + listed
+        fields = [f for f in dataclasses.fields(LOSSES[name]) if f.name not in COMMON]
+        expected = [
+            f.name
+            if f.default is dataclasses.MISSING
+            else f"{f.name}={f.default!r}".replace("'", '"')
+            for f in fields
+        ]
+        assert sorted(listed) == sorted(expected), name
+        before = listed
+
+
+def test_every_public_function_is_in_the_table_or_beside_it():
+    for name in visdet_jax.__all__:
+        assert re.search(rf"\b{name}\b", README), name
+
+
+def test_the_counts_of_golden_cases():
+    counts = Counter()
+    for path in sorted((ROOT / "tests" / "golden").glob("*.npz")):
+        for case, expected in read(path):
+            key = case["loss"], case["name"].partition("/")[2].partition("_")[2]
+            counts[
+                "ours" if key in DIFFERENCES else "error" if "error" in expected else "equal"
+            ] += 1
+    equal = f"{counts['equal']:,}".replace(",", " ")
+    assert f"{equal} recorded cases equal" in README
+    assert f"{counts['error']} raise as they do. The other {counts['ours']} are" in README
+
+
+def test_the_counts_of_later_cases():
+    counts = Counter()
+    for path in sorted((ROOT / "tests" / "golden" / "later").glob("*.npz")):
+        for case, expected in read(path):
+            slug = case["name"].partition("/")[2]
+            ours = {(path.stem, slug), (path.stem, slug.partition("_")[2])} & LATER.keys()
+            counts["ours" if ours else "error" if "error" in expected else "equal"] += 1
+    assert f"of which {counts.total()} cases are replayed" in README
+    assert f"Of the later losses {counts['equal']} cases equal" in README
+    assert f"{counts['error']} raise as it does, and {counts['ours']} are answered" in README
+
+
+def test_commands_and_files_exist():
+    commands = re.search(r"```bash\n(.*?)```", README, re.DOTALL)[1].splitlines()
+    assert [c.split()[-1] for c in commands] == ["examples/train_detector.py", "pytest"]
+    for path in re.findall(r"(?:examples|tests|visdet_jax)/[\w/]+\.\w+", README):
+        assert (ROOT / path).exists(), path

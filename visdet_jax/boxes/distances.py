@@ -1,0 +1,80 @@
+"""Boxes as the distances from a point to their four sides: what FCOS, ATSS and GFL predict."""
+
+import jax
+import jax.numpy as jnp
+
+from visdet_jax.boxes._pairs import box_columns
+from visdet_jax.boxes.formats import clip_to_image
+from visdet_jax.core.dtypes import as_dtype, compute_dtype
+from visdet_jax.core.elementary import clamp, divide
+from visdet_jax.core.jitted import jitted
+
+
+@jitted
+def bbox2distance(
+    points: jax.Array, boxes: jax.Array, max_dis: jax.Array | None = None, eps: float = 0.1
+) -> jax.Array:
+    """Distances from points to the sides of their boxes: left, top, right, bottom.
+
+    Args:
+      points: (..., 2) as x, y; boxes: (..., 4); both in one unit, and they broadcast.
+      max_dis: for targets of a distribution over the bins 0 to max_dis: the distances are then
+        clipped to [0, max_dis - eps].
+    Returns: (..., 4), negative where a point is outside its box, without max_dis.
+    Raises: ValueError for other shapes.
+    """
+    dtype = compute_dtype(points=points, boxes=boxes)
+    x, y = box_columns("points", points, dtype, 2)
+    x1, y1, x2, y2 = box_columns("boxes", boxes, dtype)
+    distances = jnp.stack([x - x1, y - y1, x2 - x, y2 - y], axis=-1)
+    if max_dis is None:
+        return distances
+    return clamp(distances, 0, as_dtype(dtype, max_dis) - as_dtype(dtype, eps))
+
+
+@jitted
+def distance2bbox(
+    points: jax.Array, distances: jax.Array, max_shape: jax.Array | None = None
+) -> jax.Array:
+    """Boxes (..., 4) around points (..., 2) by the distances (..., 4) to their sides.
+
+    All in one unit; `max_shape` as in `delta2bbox`. `bbox2distance`'s inverse.
+    """
+    dtype = compute_dtype(points=points, distances=distances)
+    x, y = box_columns("points", points, dtype, 2)
+    left, top, right, bottom = box_columns("distances", distances, dtype)
+    return clip_to_image(jnp.stack([x - left, y - top, x + right, y + bottom], axis=-1), max_shape)
+
+
+@jitted
+def integral(pred: jax.Array) -> jax.Array:
+    """The mean of a distribution over the bins 0 to n: Σ k softmax(pred)_k.
+
+    Args:
+      pred: logits of the bins (..., n + 1).
+    Returns: (...), in bins.
+    Li et al. 2020, https://arxiv.org/abs/2006.04388
+    """
+    dtype = compute_dtype(pred=pred)
+    # A sum and not a product of matrices, which accelerators round to bfloat16 or TF32.
+    bins = jax.lax.broadcasted_iota(dtype, pred.shape, pred.ndim - 1)
+    return (jax.nn.softmax(pred.astype(dtype), axis=-1) * bins).sum(-1)
+
+
+@jitted
+def centerness_target(distances: jax.Array) -> jax.Array:
+    """How central a point lies in its box: √(min(l, r) / max(l, r) · min(t, b) / max(t, b)).
+
+    Args:
+      distances: (..., 4), left, top, right, bottom, in any unit.
+    Returns: (...), 1 in the centre, 0 on the border and outside.
+    Tian et al. 2019, https://arxiv.org/abs/1904.01355
+    """
+    dtype = compute_dtype(distances=distances)
+    left, top, right, bottom = box_columns("distances", distances, dtype)
+    low, high = jnp.minimum, jnp.maximum
+    inside = low(low(left, right), low(top, bottom)) > 0
+    ratio = divide(low(left, right), high(left, right)) * divide(
+        low(top, bottom), high(top, bottom)
+    )
+    return jnp.where(inside, jnp.sqrt(jnp.where(inside, ratio, 1)), 0)

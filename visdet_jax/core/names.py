@@ -1,0 +1,16 @@
+"""Suggestions for names that were misspelt."""
+
+import difflib
+from collections.abc import Iterable
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """The sentence " Did you mean 'eps'?" for the closest of `names`, or "" if none is close."""
+    known = list(names)
+    close = difflib.get_close_matches(name, known, n=1)
+    if not close:
+        # Compare without case and underscores too: "focal_loss" means "FocalLoss".
+        flat = {other.lower().replace("_", ""): other for other in known}
+        flat_name = name.lower().replace("_", "")
+        close = [flat[key] for key in difflib.get_close_matches(flat_name, list(flat), n=1)]
+    return f" Did you mean {close[0]!r}?" if close else ""

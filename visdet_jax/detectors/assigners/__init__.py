@@ -1,0 +1,1 @@
+"""Assigners: which ground truth each prior or query learns."""

@@ -1,0 +1,12 @@
+"""The `iou_calculator` of assigners' configs."""
+
+from dataclasses import dataclass
+
+from visdet_jax.core.frozen import FrozenModule
+from visdet_jax.detectors.registry import TASK_UTILS
+
+
+@TASK_UTILS.register_module()
+@dataclass(frozen=True, kw_only=True)
+class BboxOverlaps2D(FrozenModule):
+    """The IoU of boxes, as configs of assigners name it. There is no other."""

@@ -1,0 +1,1 @@
+"""Match costs: what it costs to match a prediction with a ground truth."""

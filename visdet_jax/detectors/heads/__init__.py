@@ -1,0 +1,1 @@
+"""Heads: from raw outputs and padded ground truth to the losses of a detector."""

@@ -1,0 +1,1 @@
+"""Samplers: which priors take part in the losses."""

@@ -1,0 +1,1 @@
+"""Losses of boxes, by their overlap and by distributions over bins."""

@@ -1,0 +1,69 @@
+"""Distillation: one classifier's outputs as the targets of another."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from visdet_jax.core.checks import check_same_shape
+from visdet_jax.core.dtypes import as_dtype, compute_dtype
+from visdet_jax.core.jitted import jitted
+from visdet_jax.core.rules import LOGITS, Expected
+from visdet_jax.losses.loss import Loss
+from visdet_jax.reduction import spread_weight, weight_reduce_loss
+from visdet_jax.registry import LOSSES
+
+
+@jitted
+def knowledge_distillation_kl_div_loss(
+    pred, target, weight=None, *, T=10.0, detach_target=True, reduction="mean", avg_factor=None
+):
+    """Kullback-Leibler divergence of a student's softened softmax from its teacher's.
+
+    T² / C Σ_c t_c (log t_c - log p_c), p = softmax(pred / T), t = softmax(target / T). Classes
+    are along axis 1.
+
+    Args:
+      pred: the student's logits (N, C, ...).
+      target: the teacher's logits, pred's shape.
+      weight: (N, ...).
+      T: the temperature; ≥ 1.
+      detach_target: no gradient flows into target.
+    Returns: (N, ...), before the weight and the reduction.
+    Raises: ValueError where the shapes differ or have one axis only.
+    Hinton et al. 2015, https://arxiv.org/abs/1503.02531
+    """
+    dtype = compute_dtype(pred=pred, target=target)
+    check_same_shape(pred, target)
+    if pred.ndim < 2:
+        raise ValueError(f"pred must have shape (N, C, ...), got {pred.shape}")
+    pred, target, T = pred.astype(dtype), target.astype(dtype), as_dtype(dtype, T)
+    if detach_target:
+        target = jax.lax.stop_gradient(target)
+    if weight is not None:
+        weight = spread_weight(weight, pred.shape[:1] + pred.shape[2:])
+        unread = jnp.expand_dims(weight == 0, 1)
+        pred, target = jnp.where(unread, 0, pred), jnp.where(unread, 0, target)
+    log_p = jax.nn.log_softmax(pred / T, axis=1)
+    log_t = jax.nn.log_softmax(target / T, axis=1)
+    values = (T * T / max(pred.shape[1], 1)) * (jnp.exp(log_t) * (log_t - log_p)).sum(1)
+    return weight_reduce_loss(values, weight, reduction, avg_factor)
+
+
+@LOSSES.register_module()
+@dataclass(frozen=True, kw_only=True)
+class KnowledgeDistillationKLDivLoss(Loss):
+    """Flax shim of `knowledge_distillation_kl_div_loss`."""
+
+    T: float = 10.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not isinstance(self.T, jax.Array) and self.T < 1:
+            raise self.value_error(f"T must be ≥ 1, got {self.T!r}")
+
+    def rules(self, pred, target, **extra):
+        return [Expected("pred", pred, LOGITS), Expected("target", target, LOGITS)]
+
+    def compute(self, pred, target, weight, **reduce):
+        return knowledge_distillation_kl_div_loss(pred, target, weight, T=self.T, **reduce)

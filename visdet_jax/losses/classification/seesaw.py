@@ -1,0 +1,268 @@
+"""Seesaw loss, for classes of very different frequency."""
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from visdet_jax.core.checks import as_labels, check_array
+from visdet_jax.core.devices import reduce_mean, reduce_sum
+from visdet_jax.core.dtypes import as_dtype, compute_dtype
+from visdet_jax.core.elementary import clamp_min, divide
+from visdet_jax.core.export import exportable
+from visdet_jax.core.jitted import jitted
+from visdet_jax.core.rules import LOGITS, Expected, classes
+from visdet_jax.losses.classification.accuracy import accuracy, masked_accuracy
+from visdet_jax.losses.classification.cross_entropy import cross_entropy
+from visdet_jax.losses.loss import StatefulLoss
+from visdet_jax.reduction import weight_reduce_loss, weight_without, zero_where_unweighted
+from visdet_jax.registry import LOSSES
+
+
+@exportable
+class SeesawState(NamedTuple):
+    """What seesaw loss remembers.
+
+    cum_samples: (num_classes + 1,) the number of samples of each class so far, background last.
+      In float32, as in the reference: exact up to 2^24 = 16.8 million samples of a class; beyond
+      them a batch's single sample is rounded away, beyond 2^25 its two, and so on. The counts of
+      one batch are integers.
+    """
+
+    cum_samples: jax.Array
+
+
+@jitted
+def seesaw_statistics(state, target, weight=None, *, axis_name=None):
+    """The next state of `seesaw_loss`: the rows of each class are added.
+
+    Args:
+      target: class indices (N,); one outside [0, num_classes] is not counted.
+      weight: (N,); a row of weight 0 is not counted.
+      axis_name: the mesh axis whose devices hold parts of the batch.
+    """
+    (cum_samples,) = state
+    check_array("target", target)
+    target = as_labels("target", target, target.shape[:1])
+    kept = weight_without(target < 0, weight, target.shape) != 0
+    is_class = jax.nn.one_hot(target, len(cum_samples), dtype=bool)
+    # Integers: float32 would lose single rows of a batch beyond 2^24.
+    counts = reduce_sum((is_class & kept[:, None]).sum(0), axis_name)
+    return SeesawState(cum_samples + counts.astype(cum_samples.dtype))
+
+
+@jitted
+def seesaw_ce_loss(
+    pred,
+    target,
+    weight=None,
+    *,
+    cum_samples,
+    p=0.8,
+    q=2.0,
+    eps=0.01,
+    reduction="mean",
+    avg_factor=None,
+):
+    """Cross entropy that punishes rare classes less for the samples of frequent ones.
+
+    -log(e^z_y / (e^z_y + Σ_{j≠y} M_j C_j e^z_j)), y the row's class, s = softmax(z),
+    M_j = min(1, n_j / n_y)^p with n the counts, at least 1: mitigation for a rarer class j;
+    C_j = max(1, s_j / max(s_y, eps))^q: compensation where j is mistaken for y. Both are constants
+    to the gradient.
+
+    Args:
+      pred: logits (N, C).
+      target: class indices (N,). A negative one costs 0, one of C or more makes the loss NaN.
+      weight: (N,).
+      cum_samples: (C,), the number of samples of each class so far.
+      p, q: how much mitigation and compensation, ≥ 0; both 0 is cross entropy.
+      eps: floor of the score s_y that is divided by.
+    Returns: (N,), before the weight and the reduction.
+    Raises: ValueError where shapes do not fit, TypeError for class indices that are floats.
+    Wang et al. 2021, https://arxiv.org/abs/2008.10032
+    """
+    dtype = compute_dtype(pred=pred)
+    if pred.ndim != 2 or cum_samples.shape != pred.shape[1:]:
+        raise ValueError(
+            f"pred (N, C) and cum_samples (C,) do not fit, got {pred.shape} and {cum_samples.shape}"
+        )
+    rows, classes = pred.shape[:1], pred.shape[1]
+    target = as_labels("target", target, rows)
+    weight = weight_without(target < 0, weight, rows)
+    pred = zero_where_unweighted(pred.astype(dtype), weight)
+    p, q, eps = as_dtype(dtype, p, q, eps)
+    own = jax.nn.one_hot(target, classes, dtype=bool)
+    index = jnp.clip(target, 0, classes - 1)[:, None]
+    # In log space nothing overflows, and p and q may be traced.
+    log_n = jnp.log(clamp_min(jax.lax.stop_gradient(cum_samples).astype(dtype), 1))[None]
+    log_s = jax.nn.log_softmax(jax.lax.stop_gradient(pred), axis=1)
+    # Not one_hot @ log_n, of which accelerators keep three digits by default.
+    log_n_own = jnp.where(own, log_n, 0).sum(1, keepdims=True)
+    log_s_own = jnp.take_along_axis(log_s, index, axis=1)
+    mitigation = p * jnp.minimum(log_n - log_n_own, 0)
+    compensation = q * jnp.maximum(log_s - jnp.maximum(log_s_own, jnp.log(eps)), 0)
+    log_factor = jnp.where(own, 0, mitigation + compensation)
+    log_p = jax.nn.log_softmax(pred + log_factor, axis=1)
+    values = -jnp.take_along_axis(log_p, index, axis=1).squeeze(1)
+    values = jnp.where(target >= classes, jnp.nan, values)
+    return weight_reduce_loss(values, weight, reduction, avg_factor)
+
+
+@jitted
+def seesaw_loss(
+    pred,
+    target,
+    weight=None,
+    *,
+    state,
+    p=0.8,
+    q=2.0,
+    eps=0.01,
+    reduction="mean",
+    avg_factor=None,
+    axis_name=None,
+):
+    """Seesaw loss of the class, and cross entropy of object against background.
+
+    `seesaw_ce_loss` over the rows that are no background, their mean over those of them that have
+    a weight other than 0; `cross_entropy` of the last two channels over all rows.
+
+    Args:
+      pred: logits (N, C + 2): classes, object, background.
+      target: class indices (N,), C for background. A negative one costs 0, one above C makes the
+        loss of objectness NaN.
+      weight: (N,).
+      state: `SeesawState` of `seesaw_statistics`, this batch included.
+      p, q, eps: see `seesaw_ce_loss`.
+      axis_name: the mesh axis whose devices hold parts of the batch.
+    Returns: a dict of `loss_cls_objectness` and `loss_cls_classes`, each (N,) before the
+      reduction; the latter is 0 in rows of background.
+    Raises: ValueError where shapes do not fit, TypeError for class indices that are floats.
+    Wang et al. 2021, https://arxiv.org/abs/2008.10032
+    """
+    (cum_samples,) = state
+    classes = len(cum_samples) - 1
+    compute_dtype(pred=pred)
+    if pred.ndim != 2 or pred.shape[1] != classes + 2:
+        raise ValueError(f"pred must have shape (N, {classes + 2}), got {pred.shape}")
+    rows = pred.shape[:1]
+    target = as_labels("target", target, rows)
+    background = jnp.where(target > classes, 2, (target == classes).astype(jnp.int32))
+    objectness = cross_entropy(
+        pred[:, classes:],
+        jnp.where(target < 0, -1, background),
+        weight,
+        reduction=reduction,
+        avg_factor=avg_factor,
+    )
+    is_object = (target >= 0) & (target < classes)
+    weight = weight_without(~is_object, weight, rows)
+    values = seesaw_ce_loss(
+        pred[:, :classes],
+        jnp.where(is_object, target, -1),
+        weight,
+        cum_samples=cum_samples[:classes],
+        p=p,
+        q=q,
+        eps=eps,
+        reduction="none",
+    )
+    if reduction == "mean" and avg_factor is None:
+        count = reduce_mean((weight != 0).sum().astype(values.dtype), axis_name)
+        of_classes = divide(values.sum(), count)
+    else:
+        of_classes = weight_reduce_loss(values, None, reduction, avg_factor)
+    return {"loss_cls_objectness": objectness, "loss_cls_classes": of_classes}
+
+
+@LOSSES.register_module()
+@dataclass(frozen=True, kw_only=True)
+class SeesawLoss(StatefulLoss):
+    """Flax shim of `seesaw_loss` and `seesaw_statistics`, which is called first.
+
+    The weight may be called `label_weights`, as in the reference.
+
+    Args:
+      num_classes: of the foreground.
+      return_dict: both losses by name; their sum otherwise.
+    """
+
+    use_sigmoid: bool = False
+    p: float = 0.8
+    q: float = 2.0
+    num_classes: int = 1203
+    eps: float = 1e-2
+    return_dict: bool = True
+
+    custom_cls_channels: ClassVar[bool] = True
+    custom_activation: ClassVar[bool] = True
+    custom_accuracy: ClassVar[bool] = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.use_sigmoid:
+            raise self.value_error("use_sigmoid must be False: there is no sigmoid form")
+        self._raise_unless_positive("num_classes")
+        for name in ("p", "q", "eps"):
+            value = getattr(self, name)
+            if not isinstance(value, jax.Array) and not value >= 0:
+                raise self.value_error(f"{name} must be ≥ 0, got {value!r}")
+
+    def init(self):
+        return SeesawState(jnp.zeros(self.num_classes + 1))
+
+    def rules(self, pred, target, **extra):
+        labels = classes(self.num_classes, background=True)
+        return [Expected("pred", pred, LOGITS), Expected("target", target, labels)]
+
+    def step(self, state, pred, target, weight, *, label_weights=None, axis_name=None, **reduce):
+        weight = self.one_of(weight=weight, label_weights=label_weights)
+        state = seesaw_statistics(state, target, weight, axis_name=axis_name)
+        parts = seesaw_loss(
+            pred,
+            target,
+            weight,
+            state=state,
+            p=self.p,
+            q=self.q,
+            eps=self.eps,
+            axis_name=axis_name,
+            **reduce,
+        )
+        if not self.return_dict:
+            parts = parts["loss_cls_classes"] + parts["loss_cls_objectness"]
+        return parts, state
+
+    def get_cls_channels(self, num_classes: int) -> int:
+        """The channels of a classifier of `num_classes` classes: object and background besides."""
+        if num_classes != self.num_classes:
+            raise self.value_error(f"built for {self.num_classes} classes, asked for {num_classes}")
+        return num_classes + 2
+
+    def get_activation(self, cls_score: jax.Array) -> jax.Array:
+        """Scores (..., C + 1) of classes and background, of outputs (..., C + 2).
+
+        The softmax over the classes times the probability of an object, and that of none.
+        """
+        classes, objectness = self._split(cls_score)
+        objectness = jax.nn.softmax(objectness, axis=-1)
+        classes = jax.nn.softmax(classes, axis=-1) * objectness[..., :1]
+        return jnp.concatenate([classes, objectness[..., 1:]], axis=-1)
+
+    def get_accuracy(self, cls_score: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
+        """Top-1 accuracies in percent: `acc_objectness`, and `acc_classes` over the objects."""
+        classes, objectness = self._split(cls_score)
+        is_background = (labels == self.num_classes).astype(jnp.int32)
+        return {
+            "acc_objectness": accuracy(objectness, is_background),
+            "acc_classes": masked_accuracy(classes, labels, labels < self.num_classes),
+        }
+
+    def _split(self, cls_score):
+        if cls_score.shape[-1] != self.num_classes + 2:
+            raise self.value_error(
+                f"outputs must have {self.num_classes + 2} channels: {cls_score.shape}"
+            )
+        return cls_score[..., :-2], cls_score[..., -2:]

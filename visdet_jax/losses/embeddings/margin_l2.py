@@ -1,0 +1,146 @@
+"""Squared error of similarities in [0, 1], with margins and a bound on the negatives."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from visdet_jax.core.checks import check_same_shape
+from visdet_jax.core.devices import replicated
+from visdet_jax.core.dtypes import as_dtype, compute_dtype
+from visdet_jax.core.elementary import clamp
+from visdet_jax.core.jitted import jitted
+from visdet_jax.core.rules import FINITE, UNIT, Expected
+from visdet_jax.losses.loss import Loss
+from visdet_jax.reduction import (
+    check_reduction,
+    spread_weight,
+    weight_reduce_loss,
+    zero_where_unweighted,
+)
+from visdet_jax.registry import LOSSES
+
+
+def _key_where_drawn(loss: Callable[..., Any]) -> Callable[..., Any]:
+    """An error where negatives are to be drawn without a key: traced code cannot know."""
+
+    @functools.wraps(loss)
+    def call(*args: Any, **options: Any) -> Any:
+        bound = options.get("neg_pos_ub", -1)
+        drawn = isinstance(bound, jax.Array) or bound > 0
+        if drawn and not options.get("hard_mining", False) and options.get("key") is None:
+            raise ValueError(
+                f"{loss.__name__}: neg_pos_ub={bound} draws negatives: give a key, such as "
+                "key=jax.random.key(step), or hard_mining=True for the costliest"
+            )
+        return loss(*args, **options)
+
+    return call
+
+
+@_key_where_drawn
+@jitted
+def margin_l2_loss(
+    pred,
+    target,
+    weight=None,
+    *,
+    neg_pos_ub=-1,
+    pos_margin=-1.0,
+    neg_margin=-1.0,
+    hard_mining=False,
+    key=None,
+    reduction="mean",
+    avg_factor=None,
+):
+    """Squared error of what is left of similarities after a margin, for some of the negatives.
+
+    (clamp(pred - margin, 0, 1) - target)², margin being `pos_margin` where target is 1,
+    `neg_margin` where it is 0, and 0 elsewhere.
+
+    With `neg_pos_ub` = k > 0 at most k negatives (targets 0 of positive weight) count for each
+    positive: the costliest with `hard_mining`, the earlier of equals, or a random choice by `key`.
+    The weight of the others becomes 0.
+
+    Args:
+      pred: similarities, any shape.
+      target: pred's shape, 1 for positives, 0 for negatives.
+      neg_pos_ub: k, an integer; 0 and less counts all negatives.
+      pos_margin, neg_margin: 0 and less means none.
+      hard_mining: the costliest negatives, no random ones.
+      key: a JAX random key; needed where negatives are drawn.
+      avg_factor: without effect, as in the reference: the mean is over what has a weight above 0
+        (0 of nothing).
+    Returns: values of pred's shape, before the reduction.
+    Raises: ValueError where shapes do not fit, and where negatives are drawn without a key.
+    mmdet's, of Quasi-Dense tracking: Pang et al. 2021, https://arxiv.org/abs/2006.06664
+    """
+    check_reduction(reduction, avg_factor)
+    dtype = compute_dtype(pred=pred, target=target)
+    check_same_shape(pred, target)
+    pred, target = pred.astype(dtype), target.astype(dtype)
+    if weight is None:
+        weight = jnp.ones_like(pred)
+    else:
+        weight = spread_weight(weight, pred.shape).astype(dtype)
+        pred = zero_where_unweighted(pred, weight)
+        target = zero_where_unweighted(target, weight)
+        weight = jnp.broadcast_to(weight, pred.shape)
+    positive = (target == 1) & (weight > 0)
+    negative = (target == 0) & (weight > 0)
+    pos_margin, neg_margin = as_dtype(dtype, pos_margin, neg_margin)
+    for chosen, margin in ((positive, pos_margin), (negative, neg_margin)):
+        pred = pred - jnp.where(chosen & (margin > 0), margin, 0)
+    values = (clamp(pred, 0, 1) - target) ** 2
+    if hard_mining or key is not None:
+        scores = values if hard_mining else jax.random.uniform(key, values.shape, jnp.float32)
+        rank = _rank(jax.lax.stop_gradient(scores), negative)
+        # No more than there are: the product stays in int32's range.
+        positives = positive.sum()
+        bound = jnp.minimum(neg_pos_ub, values.size // jnp.maximum(positives, 1) + 1)
+        dropped = negative & (rank >= positives * bound) & (neg_pos_ub > 0)
+        weight = jnp.where(dropped, 0, weight)
+    average = (weight > 0).sum() if reduction == "mean" else None
+    return weight_reduce_loss(values, weight, reduction, average)
+
+
+def _rank(scores, chosen):
+    """The place of each chosen score among them, the highest first, the earlier of equals first."""
+    keys = replicated(jnp.where(chosen, -scores, jnp.inf)).reshape(-1)
+    return jnp.argsort(jnp.argsort(keys)).reshape(scores.shape)
+
+
+@LOSSES.register_module()
+@dataclass(frozen=True, kw_only=True)
+class MarginL2Loss(Loss):
+    """Flax shim of `margin_l2_loss`; `key=` is a keyword of the call."""
+
+    neg_pos_ub: int = -1
+    pos_margin: float = -1.0
+    neg_margin: float = -1.0
+    hard_mining: bool = False
+
+    def rules(self, pred, target, **extra):
+        return [Expected("pred", pred, FINITE), Expected("target", target, UNIT)]
+
+    def compute(self, pred, target, weight, *, key=None, **reduce):
+        return margin_l2_loss(
+            pred,
+            target,
+            weight,
+            neg_pos_ub=self.neg_pos_ub,
+            pos_margin=self.pos_margin,
+            neg_margin=self.neg_margin,
+            hard_mining=self.hard_mining,
+            key=key,
+            **reduce,
+        )
+
+
+@LOSSES.register_module()
+@dataclass(frozen=True, kw_only=True)
+class L2Loss(MarginL2Loss):
+    """The reference's other name of `MarginL2Loss`: the same numbers."""

@@ -1,0 +1,1 @@
+"""Losses of class scores whose target is the quality of a box."""

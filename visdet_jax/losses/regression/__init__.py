@@ -1,0 +1,1 @@
+"""Losses of numbers, element by element."""
