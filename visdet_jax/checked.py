@@ -11,16 +11,16 @@ import numpy as np
 from jax.experimental import checkify
 
 from visdet_jax.core.devices import replicated
-from visdet_jax.core.rules import BOXES, inverted
+from visdet_jax.core.rules import BOXES, Expected, inverted, widened
 from visdet_jax.core.warn import warn
 
 
 def checked(loss: Any) -> "Checked":
     """The same loss, or head, that raises on values which make no sense.
 
-    Called with the same arguments it gives the same result, or raises: jitted code cannot look at
-    values, so a wrong label or box is a NaN there, or costs nothing. The message names the loss,
-    the argument, the first row and its value:
+    Called with the same arguments it gives the same result, or raises. Jitted code cannot look at
+    values, so that a wrong label or box costs NaN there, or nothing. The message names the loss,
+    the argument, the first bad row and its value:
 
       >>> checked(FocalLoss())(jnp.zeros((4, 80)), jnp.array([3, 80, 81, 0]))
       FocalLoss: target[2] is 81: must be a class from 0 to 80 (80 is background), or ...
@@ -33,21 +33,25 @@ def checked(loss: Any) -> "Checked":
       >>> error, value = checkify.checkify(step)(params, batch)  # jax.experimental.checkify
       >>> error.throw()
 
-    (Without it JAX refuses to compile the step, and says so.) Under vmap, grad and scan as well.
-    Nothing is added to a loss that is not wrapped.
+    (Without it JAX does not compile the step, and says so.) It works under vmap, grad and scan as
+    well. Nothing is added to a loss that is not wrapped.
 
-    What is looked at, in rows whose weight is not 0 and whose label is not ignored:
-      predictions: finite; boxes not inverted; probabilities in [0, 1]. A warning where all
-        logits are in [0, 1], and not all 0: these look like probabilities.
-      rotated boxes: finite, no width or height below 0.
-      labels in range (-1 and `ignore_index` are padding), scores and soft targets in [0, 1],
-        boxes finite and not inverted: where more than a quarter are, they may be x, y, w, h.
-      weight: finite, not negative. avg_factor: finite, above 0.
-      heads: outputs finite; boxes finite, not inverted and not outside the image; labels below
-        num_classes (negative ones are padding); some image with a box.
+    It looks at the rows whose weight is not 0 and whose label is not ignored:
+    - predictions are finite, boxes not inverted, probabilities in [0, 1];
+    - rotated boxes are finite, with no width or height below 0;
+    - labels are in range (-1 and `ignore_index` mark padding, or background where the loss says
+      so), scores and soft targets in [0, 1], boxes finite and not inverted (where more than a
+      quarter are inverted, the message asks whether they are x, y, w, h);
+    - weights are finite and not negative, avg_factor is finite and above 0;
+    - outputs of a network are finite; ground truth boxes are finite, not inverted and not outside
+      the image; labels are below num_classes (negative ones mark padding); some image has a box.
+
+    It warns where all logits are in [0, 1] and not all 0, which look like probabilities, and where
+    all coordinates of boxes in pixels are, which look like fractions of the image.
+
     Returns: a `Checked`, with the methods of what it wraps.
-    Raises: TypeError for what is no loss and no head. ValueError (checkify.JaxRuntimeError) at the
-      call.
+    Raises: TypeError for what is neither a loss nor a head. At the call ValueError
+      (checkify.JaxRuntimeError).
     """
     if not hasattr(loss, "expects"):
         raise TypeError(
@@ -59,7 +63,7 @@ def checked(loss: Any) -> "Checked":
 
 @dataclass(frozen=True)
 class Checked:
-    """A loss or a head whose `__call__`, `loss` and `update` check their arguments first."""
+    """A loss or a head whose `__call__`, `loss` and `update` check their arguments."""
 
     wrapped: Any
 
@@ -67,37 +71,38 @@ class Checked:
         return self._checked(self.wrapped, *args, **options)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # copy and pickle ask before there is anything wrapped
+        if name.startswith("__"):  # copy and pickle ask before there is anything wrapped.
             raise AttributeError(name)
         return getattr(self.wrapped, name)
 
     def loss(self, *args: Any, **options: Any) -> Any:
-        """As the head's."""
+        """The `loss` of the wrapped head, with its arguments checked."""
         return self._checked(self.wrapped.loss, *args, **options)
 
     def update(self, state: Any, *args: Any, **options: Any) -> Any:
-        """As the wrapped one's."""
+        """The `update` of the wrapped loss or head, with its arguments checked."""
         return self._checked(functools.partial(self.wrapped.update, state), *args, **options)
 
     def _checked(self, call: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        result = call(*args, **options)  # first: shapes and types have their own errors
+        result = call(*args, **options)  # First: shapes and types have errors of their own.
         for argument in self.wrapped.expects(*args, **options):
             if argument.x is not None and np.size(argument.x):
-                _check(type(self.wrapped).__name__, *argument)
+                _check(type(self.wrapped).__name__, argument)
         return result
 
 
-def _check(owner, name, x, rule, used):
-    """Raises for the first item of `x` that is read and bad."""
-    x = jax.lax.stop_gradient(replicated(x))
+def _check(owner: str, argument: Expected) -> None:
+    """Raises for the first item of an argument that is read and breaks its rule."""
+    name, x, rule, used = argument
+    x = widened(jax.lax.stop_gradient(replicated(x)))
     bad, used = rule.bad(x), True if used is None else replicated(used)
-    if rule.is_logits:
-        _warn_of_probabilities(owner, name, x, used)
+    if rule.doubt_in_unit:
+        _warn_if_in_unit(f"{owner}: all of {name} is in [0, 1]: {rule.doubt_in_unit}", x, bad, used)
     bad &= used
     index = jnp.argmax(bad.reshape(-1))
     place = dict(zip("ijklmn", jnp.unravel_index(index, bad.shape), strict=False))
     where = f"[{', '.join(f'{{{axis}}}' for axis in place)}]" if place else ""
-    found = {"value": x.reshape(-1, *x.shape[bad.ndim :])[index], **place}
+    found: dict[str, Any] = {"value": x.reshape(-1, *x.shape[bad.ndim :])[index], **place}
     what = f"{owner}: {name}{where} is {{value}}"
     if rule is BOXES:
         count = (bad & inverted(x)).sum()
@@ -111,17 +116,17 @@ def _check(owner, name, x, rule, used):
     checkify.check(~bad.any(), f"{what}: {rule.must}", **found)
 
 
-def _warn_of_probabilities(owner, name, x, used):
-    suspicious = ((x >= 0) & (x <= 1) | ~jnp.asarray(used)).all() & (x != 0).any()
+def _warn_if_in_unit(message: str, x: jax.Array, bad: jax.Array, used: Any) -> None:
+    """Warns where all numbers that are read lie in [0, 1], and not all are 0."""
+    read = jnp.broadcast_to(jnp.asarray(used), bad.shape)
+    read = read.reshape(read.shape + (1,) * (x.ndim - read.ndim))
+    in_unit = (((x >= 0) & (x <= 1)) | ~read).all() & ((x != 0) & read).any()
 
-    def tell(suspicious):
-        if suspicious:
-            warn(
-                f"{owner}: all of {name} is in [0, 1]: are these probabilities? "
-                "The loss takes logits"
-            )
+    def tell(in_unit: Any) -> None:
+        if in_unit:
+            warn(message)
 
-    if isinstance(suspicious, jax.core.Tracer):
-        jax.debug.callback(tell, suspicious)
+    if isinstance(in_unit, jax.core.Tracer):
+        jax.debug.callback(tell, in_unit)
     else:
-        tell(suspicious)
+        tell(in_unit)

@@ -35,7 +35,7 @@ def weight_reduce_loss(
     reduction: str = "mean",
     avg_factor: jax.Array | float | None = None,
 ) -> jax.Array:
-    """Weighs the values of a loss, then reduces them.
+    """Weights the values of a loss, then reduces them.
 
     Args:
       loss: values, any shape. Half floats are summed in float32.
@@ -197,7 +197,15 @@ def weighted_loss(
     hyperparameters = _hyperparameters(formula, static)
     defaults = {p.name: p.default for p in hyperparameters if p.default is not p.empty}
 
-    def loss(pred, target, weight=None, *, reduction="mean", avg_factor=None, **options):
+    def loss(
+        pred: jax.Array,
+        target: jax.Array,
+        weight: jax.Array | None = None,
+        *,
+        reduction: Reduction = "mean",
+        avg_factor: Number | None = None,
+        **options: Any,
+    ) -> jax.Array:
         dtype = compute_dtype(pred=pred, target=target)
         pred, target = pred.astype(dtype), target.astype(dtype)
         options = defaults | options
@@ -221,7 +229,8 @@ def weighted_loss(
 
     pred, target, weight, *common = inspect.signature(loss).parameters.values()
     functools.update_wrapper(loss, formula)
-    signature = inspect.Signature([pred, target, weight, *hyperparameters, *common[:-1]])
+    parameters = [pred, target, weight, *hyperparameters, *common[:-1]]
+    signature = inspect.Signature(parameters, return_annotation=jax.Array)
     loss.__signature__ = signature  # type: ignore[attr-defined]
     return jitted(static=static)(loss)
 
@@ -263,7 +272,7 @@ def _in_closed_form(
     static = {k: v for k, v in options.items() if v is None or isinstance(v, str | bool | int)}
     names = [k for k in options if k not in static]
 
-    def with_names(function):
+    def with_names(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
         return lambda pred, target, *numbers: function(
             pred, target, **dict(zip(names, numbers, strict=True)), **static
         )

@@ -5,13 +5,27 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypeVar
 
+from visdet_jax.core.elsewhere import not_here
 from visdet_jax.core.fields import as_tuple, describe, field_types, item_type, union_members
 from visdet_jax.core.names import did_you_mean
 
 # Prefixes by which configs of these libraries name their registries.
-SCOPES = ("mmdet", "mmrotate", "visdet")
+SCOPES = ("mmdet", "mmrotate", "mmyolo", "visdet")
 
 Class = TypeVar("Class", bound=type)
+
+
+# About keys that are known from elsewhere.
+_HINTS = {
+    "_delete_": " It tells mmengine to replace the base config's dict and not to merge the two: "
+    "load the config by mmengine, or leave the key out.",
+    "num_query": " It is mmdet 2's: the number of queries is the network's, so leave it out.",
+    "train_cfg": " build_head takes it, beside the head's config or in it.",
+    "iou_mode": " It is a key of mmyolo's IoULoss, which is not here (yet): with bbox_format="
+    '"xyxy" use IoULoss, CIoULoss, GIoULoss or SIoULoss.',
+    "bbox_format": " It is a key of mmyolo's IoULoss, which is not here (yet).",
+    "return_iou": " It is a key of mmyolo's IoULoss, which is not here (yet).",
+}
 
 
 class UnknownName(KeyError, ValueError):
@@ -51,17 +65,18 @@ class Registry(Mapping[str, type]):
         self._classes: dict[str, type] = {}
 
     def __getitem__(self, name: str) -> type:
-        scope, _, bare = name.rpartition(".")
-        if (not scope or scope in SCOPES) and bare in self._classes:
+        # "mmdet.FocalLoss", or what mmengine writes: "mmdet.models.losses.focal_loss.FocalLoss".
+        scope, bare = name.split(".")[0] if "." in name else "", name.split(".")[-1]
+        if scope in ("", __package__, *SCOPES) and bare in self._classes:
             return self._classes[bare]
         raise UnknownName(f"No {self.kind} is called {name!r}{self._reason(scope, bare)}")
 
     def _reason(self, scope: str, name: str) -> str:
-        if scope and scope not in SCOPES:
+        if scope not in ("", __package__, *SCOPES):
             *known, last = SCOPES
             names = f"{', '.join(known)} and {last}"
             return f": it is {scope}'s own, and only {names}'s names are known here."
-        if why := self._explain(name):
+        if why := self._explain(name) or not_here(name):
             return f": {why}"
         return f".{did_you_mean(name, self)}"
 
@@ -108,10 +123,10 @@ class Registry(Mapping[str, type]):
         """An instance of the class that `config["type"]` names, with the other keys as fields.
 
         Args:
-          config: a dict or anything else with `keys()` and `[]` (ml_collections, mmengine,
-            OmegaConf); never changed. `type` is a name, with or without a known scope
-            ("mmdet.FocalLoss"), or a class. Sequences become tuples; numeric strings of numeric
-            fields become numbers (PyYAML reads `1e-6` as a string); nested configs are built too.
+          config: A dict or anything else with `keys()` and `[]` (ml_collections, mmengine,
+            OmegaConf); never changed. For `type` and `_scope_` see `find`. Sequences become
+            tuples; numeric strings of numeric fields become numbers (PyYAML reads `1e-6` as a
+            string); nested configs are built too.
         Raises: ValueError or TypeError for what is no config, an unknown name (also a KeyError),
           an unknown or missing key, and values that the class refuses.
         """
@@ -123,15 +138,13 @@ class Registry(Mapping[str, type]):
         settings = {key: config[key] for key in keys if key not in self.ignored}
         if "type" not in settings:
             raise ValueError(f"The config of a {self.kind} needs a key 'type', got {settings}")
-        kind = settings.pop("type")
-        cls = self[kind] if isinstance(kind, str) else kind
-        _check_dataclass(cls)
+        cls = self.find(settings.pop("type"), settings.pop("_scope_", None))
         types = field_types(cls)
         for key in settings:
             if key not in types:
+                hint = _HINTS.get(key) or did_you_mean(key, types)
                 raise ValueError(
-                    f"{cls.__name__} has no key {key!r}.{did_you_mean(key, types)} "
-                    f"Its keys: {', '.join(types)}."
+                    f"{cls.__name__} has no key {key!r}.{hint} Its keys: {', '.join(types)}."
                 )
         for field in dataclasses.fields(cls):
             required = (field.default, field.default_factory) == (dataclasses.MISSING,) * 2
@@ -143,6 +156,28 @@ class Registry(Mapping[str, type]):
                 for key, value in settings.items()
             }
         )
+
+    def find(self, kind: Any, scope: str | None = None) -> type:
+        """The class that a config's `type` means. Nothing is imported for it.
+
+        Args:
+          kind: A name ("FocalLoss"), a name with a scope ("mmdet.FocalLoss"), the path of a class
+            as mmengine writes it ("mmdet.models.losses.focal_loss.FocalLoss"), a class of this
+            package or of yours, or a class of mmdet, mmrotate, mmyolo or visdet, which stands for
+            ours of the same name.
+          scope: A config's `_scope_`, the library whose registry it names.
+        Raises: UnknownName, and TypeError for a class that is not a frozen, keyword-only
+          dataclass.
+        """
+        if isinstance(kind, type) and kind.__module__.split(".")[0] in SCOPES:
+            kind = f"{kind.__module__}.{kind.__name__}"
+        elif type(kind).__module__.startswith("mmengine."):  # A class that is not imported yet.
+            kind = str(kind)
+        if isinstance(kind, str):
+            return self[kind if scope is None or "." in kind else f"{scope}.{kind}"]
+        _check_dataclass(kind)
+        cls: type = kind
+        return cls
 
     def _value(self, where: str, value: Any, kind: Any) -> Any:
         """A config's value as a field of type `kind` holds it."""

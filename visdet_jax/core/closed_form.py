@@ -15,10 +15,11 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
 Formula = Callable[..., jax.Array]
+Axis = int | tuple[int, ...]
 
 
 def closed_form(
-    value: Formula, derivative: Formula, axis: int | tuple[int, ...] = (), has_alone: bool = False
+    value: Formula, derivative: Formula, axis: Axis = (), has_alone: bool = False
 ) -> Formula:
     """Makes `(weight, pred, *others) -> weight · value(pred, *others)` of a value and a derivative.
 
@@ -44,7 +45,7 @@ def closed_form(
     weighted = jax.custom_jvp(functools.partial(_weighted, value_alone, ()))
     weighted_derivative = jax.custom_jvp(functools.partial(_weighted, derivative, axis))
 
-    def weighted_jvp(primals, tangents):
+    def weighted_jvp(primals: Any, tangents: Any) -> Any:
         d_weight, d_pred, *d_others = tangents
         out = _weighted(value, (), *primals) if has_alone else weighted(*primals)
         hidden = functools.partial(_weighted_inside, value, axis, ())
@@ -54,7 +55,7 @@ def closed_form(
             tangent = along_pred if tangent is None else tangent + along_pred
         return out, jnp.zeros_like(out) if tangent is None else tangent
 
-    def weighted_derivative_jvp(primals, tangents):
+    def weighted_derivative_jvp(primals: Any, tangents: Any) -> Any:
         out = weighted_derivative(*primals)
         hidden = functools.partial(_weighted_inside, derivative, axis, axis)
         tangent = _jvp_along_nonzero(hidden, primals, tangents)
@@ -65,7 +66,9 @@ def closed_form(
     return weighted
 
 
-def _weighted(formula, axis, weight, pred, *others):
+def _weighted(
+    formula: Formula, axis: Axis, weight: jax.Array | None, pred: jax.Array, *others: Any
+) -> jax.Array:
     """The formula times the weight, for a formula that autodiff does not differentiate.
 
     It may read NaN where the weight is 0: the result is thrown away there.
@@ -79,7 +82,14 @@ def _weighted(formula, axis, weight, pred, *others):
     return jnp.where(jnp.isnan(pred), jnp.nan, result) if result.shape == pred.shape else result
 
 
-def _weighted_inside(formula, axis, result_axis, weight, pred, *others):
+def _weighted_inside(
+    formula: Formula,
+    axis: Axis,
+    result_axis: Axis,
+    weight: jax.Array | None,
+    pred: jax.Array,
+    *others: Any,
+) -> jax.Array:
     """The formula times the weight, for autodiff: its inputs are 0 where the weight is 0."""
     if weight is None:
         return formula(pred, *others)
@@ -105,10 +115,11 @@ def _jvp_along_nonzero(function: Formula, primals: Any, tangents: Any) -> jax.Ar
     if not moving:
         return None
 
-    def along(*moved):
+    def along(*moved: Any) -> jax.Array:
         leaves = list(primals)
         for i, x in zip(moving, moved, strict=True):
             leaves[i] = x
         return function(*jax.tree.unflatten(tree, leaves))
 
-    return jax.jvp(along, [primals[i] for i in moving], [tangents[i] for i in moving])[1]
+    _, derivative = jax.jvp(along, [primals[i] for i in moving], [tangents[i] for i in moving])
+    return derivative

@@ -1,5 +1,7 @@
 """Elementary functions whose gradient is torch's where that of `jax.numpy` is another."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -11,7 +13,7 @@ def absolute(x: jax.Array) -> jax.Array:
 
 
 @absolute.defjvp
-def _absolute_jvp(primals, tangents):
+def _absolute_jvp(primals: Any, tangents: Any) -> Any:
     (x,), (dx,) = primals, tangents
     return absolute(x), jnp.sign(x) * dx
 
@@ -52,13 +54,13 @@ def arctan2(y: jax.Array, x: jax.Array) -> jax.Array:
 
 
 @arctan2.defjvp
-def _arctan2_jvp(primals, tangents):
+def _arctan2_jvp(primals: Any, tangents: Any) -> Any:
     dy, dx = tangents
     y, x, size = _scaled_to_1(*primals)
     return arctan2(*primals), (x * dy - y * dx) / ((x * x + y * y) * size)
 
 
-def _scaled_to_1(y, x):
+def _scaled_to_1(y: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Both divided by the larger of |x| and |y|, and that number; (0, 1, 1) for (0, 0)."""
     size = jnp.maximum(jnp.abs(x), jnp.abs(y))
     both_zero = size < jnp.finfo(x.dtype).tiny

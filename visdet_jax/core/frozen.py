@@ -24,7 +24,7 @@ class _ShownSignature:
     Flax's metaclass would show `(*args, **kwargs)`.
     """
 
-    def __get__(self, instance: Any, owner: type) -> inspect.Signature:
+    def __get__(self, instance: Any, owner: Any) -> inspect.Signature:
         if instance is not None:
             return inspect.signature(instance.__call__)
         _, *fields = inspect.signature(owner.__init__).parameters.values()
@@ -84,6 +84,15 @@ class FrozenModule(nnx.Module):
             for name, rule in field_rules(type(self)).items():
                 rule.check(name, getattr(self, name))
 
+    def _check_valid_context(self, error_msg: Callable[[], str]) -> None:
+        """Lets an object made at one trace level be part of a model made at another.
+
+        Flax raises a TraceContextError otherwise, for the sake of variables, which a frozen module
+        has none of. Field defaults are made at import and models under `nnx.jit` or `nnx.vmap`, so
+        every head made there would raise. The name is Flax's own and private (0.12.4 to 0.12.12
+        have it); there is no public way to say that a module holds no variables.
+        """
+
     @property
     def settings(self) -> dict[str, Any]:
         """The fields that are hyperparameters of the class's function, for a call of it."""
@@ -95,6 +104,12 @@ class FrozenModule(nnx.Module):
             value = getattr(self, name)
             if not isinstance(value, jax.core.Tracer) and not value > 0:
                 raise self.value_error(f"{name} must be > 0, got {value!r}")
+
+    def _raise_without_sigmoid(self, use_sigmoid: bool, instead: str = "") -> None:
+        """Raises a ValueError for the `use_sigmoid=False` of a config."""
+        if not use_sigmoid:
+            why = f"the softmax form is {instead}" if instead else "there is no softmax form"
+            raise self.value_error(f"use_sigmoid must be True: {why}")
 
     def value_error(self, why: str) -> ValueError:
         """An error to raise, which names the class."""

@@ -127,4 +127,6 @@ def _read(annotation: Any) -> Allowed:
 
 
 def _listed(choices: tuple[Any, ...]) -> str:
-    return ", ".join(repr(choice) for choice in choices)
+    """The choices without quotes where they are plain words."""
+    words = all(isinstance(choice, str) and choice.isidentifier() for choice in choices)
+    return ", ".join(map(str if words else repr, choices))

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -54,13 +55,13 @@ def power_and_derivative(base: jax.Array, exponent: _Exponent) -> tuple[jax.Arra
 
 
 @jax.custom_jvp
-def _power(base, exponent):
+def _power(base: jax.Array, exponent: jax.Array | float) -> jax.Array:
     if jnp.result_type(base) != jnp.float32:
         return jnp.power(base, exponent)
     return _float32_power(base, jnp.asarray(exponent, jnp.float32))
 
 
-def _power_jvp(primals, tangents):
+def _power_jvp(primals: Any, tangents: Any) -> Any:
     (base, exponent), (d_base, d_exponent) = primals, tangents
     out = _power(base, exponent)
     tangent = jnp.zeros_like(out)

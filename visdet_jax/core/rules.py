@@ -4,21 +4,23 @@ import functools
 import math
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from visdet_jax.core.checks import as_labels
+
 
 class Rule(NamedTuple):
-    """What values must be."""
+    """What the items of an array must be."""
 
-    bad: Callable[[jax.Array], jax.Array]  # a mask of items
-    must: str
-    ignored: Callable[[jax.Array], jax.Array] | None = None  # labels whose rows are not read
-    is_logits: bool = False
-    of_boxes: bool = False  # an item is a box: all of the last axis
+    bad: Callable[[jax.Array], jax.Array]  # A mask of the items that break the rule.
+    must: str  # What an item must be, for the message.
+    ignored: Callable[[jax.Array], jax.Array] | None = None  # Labels whose rows are not read.
+    of_boxes: bool = False  # An item is a box: all numbers of the last axis.
+    doubt_in_unit: str = ""  # A warning where all numbers are in [0, 1] and not all are 0.
 
 
 class Expected(NamedTuple):
@@ -36,7 +38,7 @@ def inverted(boxes: jax.Array) -> jax.Array:
 
 
 FINITE = Rule(lambda x: ~jnp.isfinite(x), "must be finite")
-LOGITS = FINITE._replace(is_logits=True)
+LOGITS = FINITE._replace(doubt_in_unit="are these probabilities? The loss takes logits")
 UNIT = Rule(lambda x: ~((x >= 0) & (x <= 1)), "must be in [0, 1]")
 WEIGHT = Rule(lambda x: ~(jnp.isfinite(x) & (x >= 0)), "must be finite and not negative")
 AVG_FACTOR = Rule(lambda x: ~(jnp.isfinite(x) & (x > 0)), "must be finite and above 0")
@@ -44,6 +46,7 @@ BOXES = Rule(
     lambda x: ~jnp.isfinite(x).all(-1) | inverted(x),
     "must be finite, with x1 ≤ x2 and y1 ≤ y2",
     of_boxes=True,
+    doubt_in_unit="are these fractions of the image? Boxes must be in pixels",
 )
 ROTATED_BOXES = Rule(
     lambda x: ~(jnp.isfinite(x).all(-1) & (x[..., 2] >= 0) & (x[..., 3] >= 0)),
@@ -52,38 +55,62 @@ ROTATED_BOXES = Rule(
 )
 
 
-def classes(last: int, ignore_index: int | None = None, background: bool = False) -> Rule:
-    """Class indices from 0 to `last`; -1 and `ignore_index` mean that a row is ignored."""
+def classes(
+    last: int,
+    ignore_index: int | None = None,
+    *,
+    background: bool = False,
+    minus_1: Literal["to be ignored", "for background"] = "to be ignored",
+) -> Rule:
+    """Class indices from 0 to `last`, and -1.
 
-    def ignored(x):
+    Args:
+      last: The last index.
+      ignore_index: Another index whose rows are ignored.
+      background: The last index is background.
+      minus_1: What -1 means.
+    """
+
+    def allowed(x: jax.Array) -> jax.Array:
         marked = x == -1
         return marked if ignore_index is None else marked | (x == ignore_index)
 
     what = f" ({last} is background)" if background else ""
     others = "" if ignore_index is None else f" or {ignore_index}"
     return Rule(
-        lambda x: ((x < 0) | (x > last)) & ~ignored(x),
-        f"must be a class from 0 to {last}{what}, or -1{others} to be ignored",
-        ignored,
+        lambda x: ((x < 0) | (x > last)) & ~allowed(x),
+        f"must be a class from 0 to {last}{what}, or -1{others} {minus_1}",
+        allowed if minus_1 == "to be ignored" else None,
     )
 
 
 def labels_or_scores(
-    pred: Any, target: Any, *, background: bool = True, ignore_index: int | None = None
+    pred: Any,
+    target: Any,
+    *,
+    minus_1: Literal["to be ignored", "for background"] = "to be ignored",
 ) -> Rule:
-    """Of a target that is class indices, or values of pred's shape."""
+    """The rule of a target: class indices, of which C is background, or values in [0, 1]."""
     if target.ndim == pred.ndim:
         return UNIT
-    return classes(pred.shape[-1] - (not background), ignore_index, background)
+    return classes(pred.shape[-1], background=True, minus_1=minus_1)
+
+
+def widened(x: Any) -> jax.Array:
+    """Integers as int32 or int64: in uint8 no label is negative, and -1 means 255."""
+    x = jnp.asarray(x)
+    return as_labels("labels", x) if jnp.issubdtype(x.dtype, jnp.integer) else x
 
 
 def rows_that_are_read(arguments: Sequence[Expected], weight: Any) -> list[Expected]:
-    """The arguments of a loss, and that only rows of weight other than 0 and whose label is not
-    ignored are read."""
-    masks = [] if weight is None else [jnp.asarray(weight) != 0]
-    masks += [~a.rule.ignored(jnp.asarray(a.x)) for a in arguments if a.rule.ignored]
+    """The arguments of a loss, with a mask of the items that the loss reads.
 
-    def used(shape):
+    It reads the rows whose weight is not 0 and whose label is not ignored.
+    """
+    masks = [] if weight is None else [jnp.asarray(weight) != 0]
+    masks += [~a.rule.ignored(widened(a.x)) for a in arguments if a.rule.ignored]
+
+    def used(shape: tuple[int, ...]) -> Any:
         return functools.reduce(
             operator.and_, [_mask_of_shape(mask, shape) for mask in masks], True
         )
@@ -94,11 +121,11 @@ def rows_that_are_read(arguments: Sequence[Expected], weight: Any) -> list[Expec
     ]
 
 
-def _mask_of_shape(mask, shape):
-    """A mask of values, rows, or of all coordinates of boxes, for items of another shape."""
+def _mask_of_shape(mask: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """A mask of values, of rows or of all coordinates of boxes, for items of another shape."""
     if mask.size == math.prod(shape):
         return mask.reshape(shape)
     rows = mask.reshape(*mask.shape[: len(shape)], -1).any(-1)
     if any(m not in (1, n) for m, n in zip(rows.shape, shape, strict=False)):
-        rows = mask.reshape(len(mask), -1).any(-1)  # pixels against (N, C, H, W)
+        rows = mask.reshape(len(mask), -1).any(-1)  # A mask of pixels against (N, C, H, W).
     return rows.reshape(rows.shape + (1,) * (len(shape) - rows.ndim))

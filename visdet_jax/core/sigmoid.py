@@ -1,7 +1,7 @@
 """What the losses of logits are made of: sigmoids, softplus and binary cross entropy."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +54,7 @@ class Sigmoid(NamedTuple):
 
 def _sigmoid_parts(minus_abs: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], Sigmoid]:
     @jax.custom_jvp
-    def parts(x):
+    def parts(x: jax.Array) -> Sigmoid:
         e = jnp.exp(minus_abs(x))
         near = 1 / (1 + e)
         far = e * near
@@ -64,7 +64,7 @@ def _sigmoid_parts(minus_abs: Callable[[jax.Array], jax.Array]) -> Callable[[jax
         )
 
     @parts.defjvp
-    def _parts_jvp(primals, tangents):
+    def parts_jvp(primals: Any, tangents: Any) -> Any:
         (x,), (dx,) = primals, tangents
         out = parts(x)
         d_tail = jnp.where(x > 0, -out.not_p, jnp.where(x < 0, out.p, 0))
@@ -88,7 +88,7 @@ def softplus(x: jax.Array) -> jax.Array:
 
 
 @softplus.defjvp
-def _softplus_jvp(primals, tangents):
+def _softplus_jvp(primals: Any, tangents: Any) -> Any:
     (x,), (dx,) = primals, tangents
     return softplus(x), jax.nn.sigmoid(x) * dx
 
@@ -102,7 +102,7 @@ def bce_with_logits(x: jax.Array, t: jax.Array) -> jax.Array:
     return (jnp.maximum(x, 0) - t * x) + jnp.log1p(jnp.exp(-jnp.abs(x)))
 
 
-def _bce_with_logits_jvp(primals, tangents):
+def _bce_with_logits_jvp(primals: Any, tangents: Any) -> Any:
     (x, t), (dx, dt) = primals, tangents
     out = bce_with_logits(x, t)
     tangent = jnp.zeros_like(out)
@@ -120,7 +120,7 @@ bce_with_logits.defjvp(_bce_with_logits_jvp, symbolic_zeros=True)
 _TORCH_EPS = float(np.float32(1e-12))
 
 
-def _log_at_least_minus_100(p):
+def _log_at_least_minus_100(p: jax.Array) -> jax.Array:
     return clamp_min(jnp.log(p), -100)
 
 
@@ -139,7 +139,7 @@ def d_bce_with_probs(p: jax.Array, t: jax.Array) -> jax.Array:
     return (p - t) / jnp.maximum(p * (1 - p), _TORCH_EPS)
 
 
-def _bce_with_probs_jvp(primals, tangents):
+def _bce_with_probs_jvp(primals: Any, tangents: Any) -> Any:
     (p, t), (dp, dt) = primals, tangents
     out = bce_with_probs(p, t)
     tangent = jnp.zeros_like(out)

@@ -1,6 +1,7 @@
 """Softmax for losses: one exp serves the value and its derivative."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +44,7 @@ def softmax(x: jax.Array, axis: int) -> jax.Array:
 
 
 @softmax.defjvp
-def _softmax_jvp(axis, primals, tangents):
+def _softmax_jvp(axis: int, primals: Any, tangents: Any) -> Any:
     (x,), (dx,) = primals, tangents
     p = softmax(x, axis)
     return p, p * (dx - (p * dx).sum(axis, keepdims=True))

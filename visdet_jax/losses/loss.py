@@ -112,11 +112,6 @@ class Loss(FrozenModule):
                 f"{name} must be one of {', '.join(REDUCTIONS)}; got {reduction!r}"
             )
 
-    def _raise_without_sigmoid(self, use_sigmoid: bool) -> None:
-        """Raises a ValueError for the `use_sigmoid=False` of a config."""
-        if not use_sigmoid:
-            raise self.value_error("use_sigmoid must be True: there is no softmax form")
-
 
 @dataclass(frozen=True, kw_only=True)
 class StatefulLoss(Loss):
