@@ -1,4 +1,8 @@
-"""What the contract test needs to know of each registered class: inputs it takes, and extremes."""
+"""What the laws need to know of each registered class: inputs that it takes, and extreme ones.
+
+A new class needs a row in CASES. Everything else (its fields, their ranges and choices) is read off
+the class; see `tests/settings.py`.
+"""
 
 import functools
 import operator
@@ -6,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -19,43 +24,59 @@ LOGITS = np.array([-1e4, -100, -17, -1e-3, 0, 17, 1e4], np.float32)
 class Row:
     """One way to call a registered class.
 
-    inputs: rng -> (pred, target) or (pred, target, keywords); the first axis is the rows.
-    extremes: the same, finite but as bad as it gets.
-    bad_target: a target of another shape, that must be refused.
-    is_metric: no gradient.
-    is_bare: called with (pred, target) and its keywords: no weight, no reduction; returns a tuple.
-    detached: part of its value has no gradient on purpose, which finite differences cannot know.
-    mean: what the mean is over: "values" as everywhere; "positives" of the loss's own counting;
-      "density" where weight and avg_factor are no factors and there is no sum (GHM); "mined"
-      where the loss counts what its mining leaves, and its weight may change.
+    Args:
+      inputs: `(rng) -> (pred, target)` or `(pred, target, keywords)`. The first axis is the rows.
+        Where the targets are class indices, `(rng, classes=CLASSES)`: the laws of label types ask
+        for other numbers of classes.
+      extremes: The same, with values that are finite but as bad as they get.
+      bad_target: A target of another shape, for which the loss must raise.
+      config: The fields of the class that are set.
+      is_metric: It has no gradient.
+      is_bare: It is called with (pred, target) and its keywords, without weight and reduction, and
+        returns a tuple.
+      mean: What the mean is over: "values" as everywhere; "positives" of the loss's own counting;
+        "density" where weight and avg_factor are no factors and there is no sum (GHM); "mined"
+        where the loss counts what its mining leaves, and its weight may change.
     """
 
-    inputs: Callable[[np.random.Generator], tuple]
-    extremes: Callable[[np.random.Generator], tuple]
+    inputs: Callable[..., tuple]
+    extremes: Callable[..., tuple]
     bad_target: Any
     config: dict[str, Any] = field(default_factory=dict)
     is_metric: bool = False
     is_bare: bool = False
-    detached: bool = False
     mean: str = "values"
+
+    def arguments(self, make="inputs", seed=0, **options):
+        """(pred, target, keywords), drawn with a seed; `make="extremes"` for the extreme ones."""
+        return (*getattr(self, make)(np.random.default_rng(seed), **options), {})[:3]
 
 
 def first_state(loss):
-    """The state before the first step, () for what is called with (pred, target) alone."""
+    """The state before the first step, () for a class that has no `init`."""
     return loss.init() if hasattr(loss, "init") else ()
 
 
 def updated(loss, state, *arguments, **keywords):
-    """The loss and the next state, whether or not the loss is one that has any."""
+    """The loss and the next state, which is () for a class that has no `update`."""
     if hasattr(loss, "update"):
         return loss.update(state, *arguments, **keywords)
     return loss(*arguments, **keywords), state
 
 
+def added(value):
+    """The sum of the parts of a loss that gives several by name."""
+    return functools.reduce(operator.add, jax.tree.leaves(value))
+
+
 def value_of(loss, *arguments, **keywords):
-    """One number: a loss that is several, or one a row, summed."""
+    """One number: the sum of a loss that is several numbers, or one a row."""
     value, _ = updated(loss, first_state(loss), *arguments, **keywords)
-    return functools.reduce(operator.add, jax.tree.leaves(value)).sum()
+    return added(value).sum()
+
+
+# Equal but for the rounding of float32.
+close = functools.partial(chex.assert_trees_all_close, rtol=1e-5, atol=1e-6)
 
 
 def floats(*shape):
@@ -75,8 +96,8 @@ def boxes(rng, n=ROWS):
     return np.concatenate([corner, corner + size], 1).astype(np.float32)
 
 
-def labels(rng, high=CLASSES):
-    return rng.integers(0, high, ROWS).astype(np.int32)
+def labels(rng, high=CLASSES, shape=(ROWS,)):
+    return rng.integers(0, high, shape).astype(np.int32)
 
 
 def box_pair(rng):
@@ -107,6 +128,15 @@ def box_extremes(rng):
         [2, 2, 3, 3],
     ]
     return np.array(pred, np.float32), np.array(target, np.float32)
+
+
+def with_image_shapes(make):
+    """Boxes, and the (height, width) of the image of each."""
+
+    def inputs(rng):
+        return *make(rng), {"image_shape": rng.uniform(90, 120, (ROWS, 2)).astype(np.float32)}
+
+    return inputs
 
 
 def rotated_boxes(rng):
@@ -169,20 +199,20 @@ def extreme_logits(rng, *shape):
 
 
 def with_labels(make):
-    return lambda rng: (make(rng, ROWS, CLASSES), labels(rng))
+    return lambda rng, classes=CLASSES: (make(rng, ROWS, classes), labels(rng, classes))
 
 
 def with_pixels(make):
-    return lambda rng: (
-        make(rng, ROWS, CLASSES, 2, 3),
-        rng.integers(0, CLASSES, (ROWS, 2, 3)).astype(np.int32),
+    return lambda rng, classes=CLASSES: (
+        make(rng, ROWS, classes, 2, 3),
+        labels(rng, classes, (ROWS, 2, 3)),
     )
 
 
 def with_quality(make):
-    return lambda rng: (
-        make(rng, ROWS, CLASSES),
-        (labels(rng, CLASSES + 1), probabilities(rng, ROWS)),
+    return lambda rng, classes=CLASSES: (
+        make(rng, ROWS, classes),
+        (labels(rng, classes + 1), probabilities(rng, ROWS)),
     )
 
 
@@ -206,9 +236,9 @@ def with_masks(make):
 
 
 def with_classed_masks(make):
-    def inputs(rng):
+    def inputs(rng, classes=CLASSES):
         masks = (probabilities(rng, ROWS, 2, 3) > 0.5).astype(np.float32)
-        return make(rng, ROWS, CLASSES, 2, 3), masks, {"label": labels(rng)}
+        return make(rng, ROWS, classes, 2, 3), masks, {"label": labels(rng, classes)}
 
     return inputs
 
@@ -218,7 +248,7 @@ def with_distances(make):
 
 
 def with_two_bins(make):
-    """As D-FINE's targets: the bin below and the shares of that above and of that itself."""
+    """As D-FINE's targets: the bin below, and the weights of the bin above and of that itself."""
 
     def inputs(rng):
         bins, right = np.floor(rng.uniform(0, 8, ROWS)), rng.uniform(0, 1, ROWS)
@@ -239,12 +269,12 @@ def with_teacher(make):
 def with_ranks(make):
     """Images of four rows, some of them of one object."""
 
-    def inputs(rng):
+    def inputs(rng, classes=CLASSES):
         shape = (ROWS, 4)
-        label = rng.integers(0, CLASSES + 1, shape).astype(np.int32)
-        gt_inds = rng.integers(0, 3, shape).astype(np.int32)
+        label = labels(rng, classes + 1, shape)
+        gt_inds = labels(rng, 3, shape)
         quality = (label, probabilities(rng, *shape))
-        return make(rng, *shape, CLASSES), quality, {"gt_inds": gt_inds}
+        return make(rng, *shape, classes), quality, {"gt_inds": gt_inds}
 
     return inputs
 
@@ -303,9 +333,12 @@ def with_corners(make):
     return inputs
 
 
-def with_object_labels(make, channels):
-    """Labels of CLASSES classes and background, and a channel each or one more."""
-    return lambda rng: (make(rng, ROWS, channels), labels(rng, CLASSES + 1))
+def with_object_labels(make, more_channels):
+    """Labels of the classes and background, and one or two more channels than classes."""
+    return lambda rng, classes=CLASSES: (
+        make(rng, ROWS, classes + more_channels),
+        labels(rng, classes + 1),
+    )
 
 
 def with_binary_targets(make):
@@ -315,7 +348,7 @@ def with_binary_targets(make):
     )
 
 
-SEESAW = with_object_labels(logits, CLASSES + 2), with_object_labels(extreme_logits, CLASSES + 2)
+SEESAW = with_object_labels(logits, 2), with_object_labels(extreme_logits, 2)
 
 
 CASES: dict[str, list[Row]] = {
@@ -323,7 +356,7 @@ CASES: dict[str, list[Row]] = {
     "Accuracy": [
         Row(with_labels(logits), with_labels(extreme_logits), floats(ROWS), is_metric=True)
     ],
-    "AlphaIoULoss": [Row(box_pair, box_extremes, floats(ROWS, 1), {"mode": "ciou"}, detached=True)],
+    "AlphaIoULoss": [Row(box_pair, box_extremes, floats(ROWS, 1), {"mode": "ciou"})],
     "AssociativeEmbeddingLoss": [
         Row(with_corners(logits), with_corners(extreme_logits), floats(ROWS, 1), is_bare=True)
     ],
@@ -332,14 +365,13 @@ CASES: dict[str, list[Row]] = {
             with_binary_targets(logits),
             with_binary_targets(extreme_logits),
             floats(ROWS, 1),
-            detached=True,
         ),
     ],
     "BalancedL1Loss": [Row(elementwise, elementwise_extremes, floats(ROWS, 1), {"beta": 0.7})],
     "BoundedIoULoss": [Row(box_pair, box_extremes, floats(ROWS, 1))],
     "CIoULoss": [
-        Row(box_pair, box_extremes, floats(ROWS, 1), detached=True),
-        Row(box_pair, box_extremes, floats(ROWS, 1), {"gated": False}, detached=True),
+        Row(box_pair, box_extremes, floats(ROWS, 1)),
+        Row(box_pair, box_extremes, floats(ROWS, 1), {"gated": False}),
     ],
     "CrossEntropyCustomLoss": [
         Row(
@@ -389,8 +421,8 @@ CASES: dict[str, list[Row]] = {
     "EIoULoss": [Row(box_pair, box_extremes, floats(ROWS, 1))],
     "EQLV2Loss": [
         Row(
-            with_object_labels(logits, CLASSES + 1),
-            with_object_labels(extreme_logits, CLASSES + 1),
+            with_object_labels(logits, 1),
+            with_object_labels(extreme_logits, 1),
             floats(ROWS, 1),
             {"num_classes": CLASSES},
         ),
@@ -398,9 +430,7 @@ CASES: dict[str, list[Row]] = {
     "FineGrainedLocalizationLoss": [
         Row(with_two_bins(logits), with_two_bins(extreme_logits), floats(ROWS))
     ],
-    "EfficientIoULoss": [
-        Row(box_pair, box_extremes, floats(ROWS, 1), {"focal_gamma": 0.5}, detached=True)
-    ],
+    "EfficientIoULoss": [Row(box_pair, box_extremes, floats(ROWS, 1), {"focal_gamma": 0.5})],
     "FocalCustomLoss": [
         Row(
             with_labels(logits),
@@ -455,7 +485,6 @@ CASES: dict[str, list[Row]] = {
             with_ranks(extreme_logits),
             floats(ROWS, 4),
             {"tau": 1.5},
-            detached=True,
         ),
     ],
     "IoULoss": [
@@ -481,7 +510,10 @@ CASES: dict[str, list[Row]] = {
             mean="mined",
         ),
     ],
-    "MPDIoULoss": [Row(box_pair, box_extremes, floats(ROWS, 1), {"image_shape": (90, 120)})],
+    "MPDIoULoss": [
+        Row(box_pair, box_extremes, floats(ROWS, 1), {"image_shape": (90, 120)}),
+        Row(with_image_shapes(box_pair), with_image_shapes(box_extremes), floats(ROWS, 1)),
+    ],
     "MSELoss": [Row(elementwise, elementwise_extremes, floats(ROWS, 1))],
     "MarginL2Loss": [
         Row(
@@ -498,15 +530,12 @@ CASES: dict[str, list[Row]] = {
             with_quality(extreme_logits),
             floats(ROWS, 1),
             {"gamma": 1.5, "alpha": 0.75},
-            detached=True,
         ),
     ],
     "MultiPosCrossEntropyLoss": [
         Row(with_right_classes(logits), with_right_classes(extreme_logits), floats(ROWS, 1))
     ],
-    "ProbIoULoss": [
-        Row(rotated_pair, rotated_extremes, floats(ROWS, 1), {"ciou": True}, detached=True)
-    ],
+    "ProbIoULoss": [Row(rotated_pair, rotated_extremes, floats(ROWS, 1), {"ciou": True})],
     "QualityFocalLoss": [
         Row(with_quality(logits), with_quality(extreme_logits), floats(ROWS, 1)),
         Row(
@@ -552,11 +581,19 @@ CASES: dict[str, list[Row]] = {
             with_quality(extreme_logits),
             floats(ROWS, 1),
             {"detached": True},
-            detached=True,
         ),
     ],
     "WIoULoss": [Row(box_pair, box_extremes, floats(ROWS, 1))],
     "WassersteinLoss": [Row(box_pair, box_extremes, floats(ROWS, 1))],
+}
+
+# Values of fields that are neither numbers, flags nor choices, for the laws that set every field.
+EXAMPLES = {
+    "class_weight": (0.5, 1.0, 2.0, 0.25, 1.5),
+    "focaler": (0.1, 0.9),
+    "ignore_index": 1,
+    "image_shape": (90.0, 120.0),
+    "topk": (1, 2),
 }
 
 # What tests are parametrized with.

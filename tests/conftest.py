@@ -5,6 +5,7 @@ import gc
 import os
 from collections import Counter, defaultdict
 from importlib.metadata import version
+from pathlib import Path
 
 # Most of the time is compilation, of programs that run once. Without LLVM's optimizations it takes
 # three quarters, and without MLIR's passes for every fusion a third of that, where jaxlib still
@@ -43,26 +44,31 @@ def strict_jax(request):
         yield
 
 
+# Relative to this folder. Files of one name may be in several folders.
 LONGEST = (
-    "test_contract.py",
-    "test_golden.py",
-    "test_golden_later.py",
-    "test_train_detector.py",
-    "test_train_distributed.py",
-    "test_detr.py",
+    "laws/test_contract.py",
+    "laws/test_golden.py",
+    "laws/test_golden_later.py",
+    "examples/test_train_detector.py",
+    "examples/test_train_distributed.py",
+    "detectors/heads/test_detr.py",
     "test_checked.py",
-    "test_hosts.py",
-    "test_export.py",
-    "test_meshes.py",
-    "test_accumulation.py",
+    "laws/test_hosts.py",
+    "laws/test_export.py",
+    "laws/test_meshes.py",
+    "laws/test_accumulation.py",
 )
+
+
+def path_in_tests(path):
+    return path.relative_to(Path(__file__).parent).as_posix()
 
 
 @pytest.fixture(autouse=True, scope="module")
 def programs_of_one_file(request):
     """Tests of a file share compiled programs; those of long files, kept, would fill 8 GB."""
     yield
-    if request.path.name in LONGEST:
+    if path_in_tests(request.path) in LONGEST:
         jax.clear_caches()
         gc.unfreeze()
         gc.collect()
@@ -85,6 +91,7 @@ def x64():
 
 
 def pytest_addoption(parser):
+    parser.addoption("--all", action="store_true", help="the long tests too, see tests/README.md")
     parser.addoption(
         "--fuzz", type=int, default=0, metavar="N", help="examples for test_fuzz.py, drawn anew"
     )
@@ -94,12 +101,23 @@ def pytest_configure(config):
     config.addinivalue_line(
         "markers", "example: runs an example; JAX's promotion is as users have it"
     )
+    config.addinivalue_line("markers", "long: runs with --all, or where it is asked for by name")
 
 
-def pytest_collection_modifyitems(items):
-    """The longest files first, or one worker is left with them in the end."""
+def pytest_collection_modifyitems(config, items):
+    """Long tests are left out. The longest files first, or one worker has them in the end."""
     ranks = {name: rank for rank, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: ranks.get(item.path.name, len(ranks)))
+    items.sort(key=lambda item: ranks.get(path_in_tests(item.path), len(ranks)))
+    if config.getoption("--all") or config.getoption("--fuzz"):
+        return
+    named = tuple(arg for arg in config.args if "::" in arg)
+    left_out = [
+        item
+        for item in items
+        if item.get_closest_marker("long") and not item.nodeid.startswith(named or ("::",))
+    ]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in set(left_out)]
 
 
 def pytest_collection_finish():

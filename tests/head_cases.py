@@ -1,15 +1,24 @@
-"""The heads, each as a small one with two levels, three classes and images of 32 x 48 pixels."""
+"""Every registered head as a small one, and batches for it: three classes, images of 32 x 48 pixels.
 
+A head without a row in EVERY_ROW fails tests/detectors/heads/test_head.py, whose laws every head
+is asked: those of `tests/detectors/heads/test_dense_head.py` are asked of the heads on priors in
+ROWS, which have two levels.
+"""
+
+import functools
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import PartitionSpec as P
 
-from visdet_jax.detectors import HeadOutputs, build_head
+from visdet_jax.detectors import DETRHead, DETROutputs, HeadOutputs, build_head
 
 CLASSES = 3
 SIZES = ((4, 6), (2, 3))
 IMAGE = (32, 48)
+LAYERS, QUERIES = 2, 5
 ATSS = {"type": "ATSSAssigner", "topk": 4}
 MAX_IOU = {"type": "MaxIoUAssigner", "pos_iou_thr": 0.5, "neg_iou_thr": 0.4, "min_pos_iou": 0}
 ANCHORS = {"type": "AnchorGenerator", "ratios": [1.0], "scales": [3], "strides": [8, 16]}
@@ -21,11 +30,11 @@ STDS = {"type": "DeltaXYWHBBoxCoder", "target_stds": [0.1, 0.1, 0.2, 0.2]}
 
 @dataclass
 class Row:
-    """A head's config, and which losses it gives."""
+    """A head's config, and the names of the losses that it gives."""
 
     config: dict
     names: tuple = ("loss_cls", "loss_bbox", "loss_centerness")
-    train_cfg: dict = field(default_factory=lambda: {"assigner": ATSS})
+    train_cfg: Any = field(default_factory=lambda: {"assigner": ATSS})
 
     def head(self, **changes):
         return build_head({**self.config, **changes}, self.train_cfg)
@@ -34,7 +43,7 @@ class Row:
         return "anchor_generator" in self.config
 
 
-# A head without a row here fails test_every_registered_head_has_a_row.
+# The heads on priors.
 ROWS = {
     "RetinaHead": Row(
         {
@@ -84,17 +93,59 @@ ROWS = {
     ),
 }
 
+SOFTMAX = {
+    "type": "CrossEntropyLoss",
+    "bg_cls_weight": 0.1,
+    "use_sigmoid": False,
+    "loss_weight": 1.0,
+    "class_weight": 1.0,
+}
+COSTS = [
+    {"type": "FocalLossCost", "weight": 2.0},
+    {"type": "BBoxL1Cost", "weight": 5.0, "box_format": "xywh"},
+    {"type": "IoUCost", "iou_mode": "giou", "weight": 2.0},
+]
+DETR = {
+    "num_classes": CLASSES,
+    "embed_dims": 256,
+    "loss_bbox": {"type": "L1Loss", "loss_weight": 5.0},
+    "loss_iou": {"type": "GIoULoss", "loss_weight": 2.0},
+}
+LAYER_NAMES = ("loss_cls", "loss_bbox", "loss_iou", "d0.loss_cls", "d0.loss_bbox", "d0.loss_iou")
 
-def outputs_for(head, batch=2, dtype=np.float32, seed=0):
-    """Random maps of the head's channels; distances are positive, as a network's."""
+# The heads on queries, after a decoder of two layers with five queries.
+QUERY_ROWS = {
+    "DETRHead": Row({"type": "DETRHead", "loss_cls": SOFTMAX, **DETR}, LAYER_NAMES, None),
+    "DeformableDETRHead": Row(
+        {
+            "type": "DeformableDETRHead",
+            "loss_cls": {"type": "FocalLoss", "use_sigmoid": True, "loss_weight": 2.0},
+            "sync_cls_avg_factor": True,
+            "as_two_stage": True,
+            **DETR,
+        },
+        LAYER_NAMES,
+        {"assigner": {"type": "HungarianAssigner", "match_costs": COSTS}},
+    ),
+}
+EVERY_ROW = ROWS | QUERY_ROWS
+
+
+def outputs_for(head, batch=2, dtype=np.float32, seed=0, sizes=SIZES, layers=LAYERS):
+    """What a network might give for the head: random logits, and boxes in the head's own form."""
     rng = np.random.default_rng(seed)
+    if isinstance(head, DETRHead):
+        shape = (layers, batch, QUERIES)
+        center, size = rng.uniform(0.2, 0.8, (*shape, 2)), rng.uniform(0.1, 0.5, (*shape, 2))
+        logits = rng.normal(0, 1, (*shape, head.channels["cls_scores"])).astype(dtype)
+        return DETROutputs(logits, np.concatenate([center, size], axis=-1).astype(dtype))
 
     def maps(channels):
         shape = (head.num_base_priors * channels,)
-        return tuple(rng.normal(0, 1, (batch, *size, *shape)).astype(dtype) for size in SIZES)
+        return tuple(rng.normal(0, 1, (batch, *size, *shape)).astype(dtype) for size in sizes)
 
     parts = {name: maps(channels) for name, channels in head.channels.items()}
-    if type(head).__name__ == "FCOSHead":
+    if type(head).__name__ == "FCOSHead":  # Distances are positive.
         parts["bbox_preds"] = tuple(np.abs(8 * x).astype(dtype) for x in parts["bbox_preds"])
     return HeadOutputs(**parts)
 
@@ -109,6 +160,22 @@ def boxes_for(counts, rows, dtype=np.float32, seed=0):
     return np.where(exists[..., None], boxes, np.nan).astype(dtype), labels
 
 
+def shapes_for(batch):
+    """The height and width of each image."""
+    return np.tile(np.array(IMAGE, np.int32), (batch, 1))
+
+
+def batch_for(head, counts=(3, 1), rows=4, dtype=np.float32):
+    """Arguments of every head's `loss`: outputs, boxes, labels and image shapes."""
+    truth = boxes_for(counts, rows, dtype)
+    return outputs_for(head, len(counts), dtype), *truth, shapes_for(len(counts))
+
+
+def sharding_specs(head, axis="data"):
+    """How the arguments of `batch_for` are spread over a mesh axis: image by image."""
+    return P(None, axis) if isinstance(head, DETRHead) else P(axis), P(axis), P(axis), P(axis)
+
+
 def total(losses):
     return sum(losses.values())
 
@@ -121,3 +188,18 @@ def value_and_gradient(head, axis_name=None):
         return total(losses), losses
 
     return jax.value_and_grad(value, has_aux=True)
+
+
+@functools.cache
+def compiled(head, kind="usual"):
+    """Jitted once for all tests: (losses, gradient of their sum by the outputs) of a batch.
+
+    Give another `kind` where the arguments have other shapes or types: the compilations of the
+    usual ones are counted.
+    """
+
+    def losses_and_gradient(outputs, *ground_truth):
+        (_, losses), gradient = value_and_gradient(head)(outputs, *ground_truth)
+        return losses, gradient
+
+    return jax.jit(losses_and_gradient)

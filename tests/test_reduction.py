@@ -1,7 +1,7 @@
 """Weight, reduction and avg_factor on their own."""
 
-import functools
 import inspect
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,8 @@ import pytest
 
 from visdet_jax import giou_loss, reduce_loss, reduce_mean, weight_reduce_loss, weighted_loss
 from visdet_jax.core.elementary import absolute
+from visdet_jax.core.hyperparameters import Positive
+from visdet_jax.reduction import Reduce
 
 VALUES = np.arange(12, dtype=np.float32).reshape(4, 3)
 
@@ -92,18 +94,132 @@ def test_numbers_of_any_kind_share_one_trace():
 
 
 def test_help_shows_the_whole_signature():
-    assert str(inspect.signature(giou_loss)) == (
-        "(pred, target, weight=None, *, eps=1e-06, inner_ratio=None, focaler=None, "
-        "reduction='mean', avg_factor=None)"
-    )
+    parameters = inspect.signature(giou_loss).parameters.values()
+    assert [str(p.replace(annotation=p.empty)) for p in parameters] == [
+        "pred",
+        "target",
+        "weight=None",
+        "eps=1e-06",
+        "inner_ratio=None",
+        "focaler=None",
+        "reduction='mean'",
+        "avg_factor=None",
+    ]
+    assert [p.name for p in parameters if p.kind != p.KEYWORD_ONLY] == ["pred", "target", "weight"]
     assert giou_loss.__name__ == "giou_loss"
     assert "Rezatofighi" in giou_loss.__doc__
 
 
-def test_a_misspelt_keyword_is_a_type_error():
+def test_a_misspelt_keyword_says_what_was_meant_and_names_the_function_once():
     boxes = jnp.zeros((2, 4))
-    with pytest.raises(TypeError, match=r"giou_loss: .*unexpected keyword argument 'epz'"):
-        giou_loss(boxes, boxes, epz=1.0)
+    with pytest.raises(TypeError) as caught:
+        giou_loss(boxes, boxes, ep=1)
+    assert str(caught.value) == (
+        "giou_loss: there is no argument 'ep'. Did you mean 'eps'? The arguments: pred, target, "
+        "weight, eps, inner_ratio, focaler, reduction, avg_factor."
+    )
+
+
+def test_a_missing_hyperparameter_is_named():
+    @weighted_loss
+    def scaled(pred, target, *, scale: Positive):
+        return (pred - target) * scale
+
+    assert scaled(VALUES, 0 * VALUES, scale=2.0, reduction="sum") == 132
+    with pytest.raises(TypeError, match=r"^scaled: the argument 'scale' is missing$"):
+        scaled(VALUES, VALUES)
+
+
+class TestDecoration:
+    """What `weighted_loss` takes for a formula."""
+
+    def test_positional_hyperparameters_are_taken_and_shown_as_keywords(self):
+        """mmdet's form."""
+
+        @weighted_loss
+        def scaled(pred, target, eps=1e-6, scale=2.0):
+            return (pred - target) * scale + eps
+
+        names = ["pred", "target", "weight", "eps", "scale", "reduction", "avg_factor"]
+        parameters = inspect.signature(scaled).parameters
+        assert list(parameters) == names
+        assert parameters["eps"].kind == parameters["scale"].kind == inspect.Parameter.KEYWORD_ONLY
+        assert parameters["eps"].default == 1e-6
+        np.testing.assert_allclose(scaled(VALUES, 0 * VALUES, scale=3.0), 16.5, rtol=1e-6)
+        weight = np.array([1, 0, 0, 0], np.float32)
+        np.testing.assert_allclose(scaled(VALUES, 0 * VALUES, weight, eps=0.0), 0.5, rtol=1e-6)
+
+    def test_a_whole_default_is_an_error(self):
+        with pytest.raises(
+            TypeError,
+            match=r"^steep: the hyperparameter 'power' has the default 2: numbers are traced, so "
+            r"write 2\.0, or static=\('power',\) for a count$",
+        ):
+
+            @weighted_loss
+            def steep(pred, target, *, power=2):
+                return (pred - target) ** power
+
+    def test_a_static_count_may_have_a_whole_default(self):
+        @weighted_loss(static=("power",))
+        def steep(pred, target, *, power=2):
+            return (pred - target) ** power
+
+        assert steep(VALUES, 0 * VALUES, reduction="sum") == (VALUES**2).sum()
+        assert steep(VALUES, 0 * VALUES, power=3, reduction="sum") == (VALUES**3).sum()
+
+    def test_what_cannot_be_given_by_name_is_an_error(self):
+        with pytest.raises(
+            TypeError, match=r"^any_number: the hyperparameter 'scales' cannot be given by its name"
+        ):
+
+            @weighted_loss
+            def any_number(pred, target, *scales):
+                return pred - target
+
+        with pytest.raises(TypeError, match=r"^nameless: the hyperparameter .scale. cannot"):
+
+            @weighted_loss
+            def nameless(pred, target, scale=1.0, /):
+                return pred - target
+
+    @pytest.mark.parametrize("name", ["weight", "reduction", "avg_factor"])
+    def test_the_names_of_the_added_arguments_are_taken(self, name):
+        parameters = [
+            inspect.Parameter(parameter, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+            for parameter in ("pred", "target", name)
+        ]
+
+        def formula(pred, target, **options):
+            return pred - target
+
+        formula.__signature__ = inspect.Signature(parameters)
+        with pytest.raises(
+            TypeError,
+            match=f"^formula: the hyperparameter '{name}' has the name of an argument that "
+            "weighted_loss adds$",
+        ):
+            weighted_loss(formula)
+
+    def test_a_formula_without_target_is_an_error(self):
+        with pytest.raises(TypeError, match=r"^alone: a formula takes pred and target, and then"):
+
+            @weighted_loss
+            def alone(pred, *, scale=1.0):
+                return pred
+
+    def test_reduce_is_not_given_to_the_formula(self):
+        given = []
+
+        @weighted_loss
+        def counted(pred, target, *, scale=1.0, **reduce: Unpack[Reduce]):
+            given.append(reduce)
+            return (pred - target) * scale
+
+        counted(VALUES, VALUES, reduction="sum")
+        counted(VALUES, VALUES, avg_factor=3)
+        assert given == [{}, {}]
+        assert "reduce" not in inspect.signature(counted).parameters
 
 
 def test_a_hyperparameter_is_swept_by_vmap():
@@ -126,9 +242,9 @@ def test_gradients_with_respect_to_target_weight_and_hyperparameter():
         np.testing.assert_allclose(gradient, expected)
 
 
-@pytest.mark.parametrize("slope", [None, lambda pred, target, *, bounds: bounds[0] + 0 * pred])
-def test_a_hyperparameter_may_be_none_or_a_tuple_of_numbers(slope):
-    @functools.partial(weighted_loss, slope=slope)
+@pytest.mark.parametrize("derivative", [None, lambda pred, target, *, bounds: bounds[0] + 0 * pred])
+def test_a_hyperparameter_may_be_none_or_a_tuple_of_numbers(derivative):
+    @weighted_loss(derivative=derivative)
     def scaled(pred, target, *, bounds=None):
         return pred if bounds is None else bounds[0] * pred + bounds[1]
 

@@ -1,4 +1,4 @@
-"""Configs to losses: what is accepted, what is refused, and the words of the refusals."""
+"""From configs to losses: what is built, what raises, and with which message."""
 
 import importlib
 import importlib.util
@@ -124,8 +124,8 @@ def test_strings_of_numbers_become_numbers():
             "A loss is built from a config such as dict(type=...), got 'FocalLoss'",
         ),
         (None, TypeError, "A loss is built from a config such as dict(type=...), got None"),
-        ({"type": 3}, TypeError, "3 must be a frozen dataclass"),
-        ({"type": dict}, TypeError, "'dict' must be a frozen dataclass"),
+        ({"type": 3}, TypeError, "3 must be a frozen, keyword-only dataclass"),
+        ({"type": dict}, TypeError, "'dict' must be a frozen, keyword-only dataclass"),
         (
             {"type": "CrossEntropyCustomLoss"},
             ValueError,
@@ -167,9 +167,14 @@ def test_strings_of_numbers_become_numbers():
             "IoULoss: mode must be one of linear, square, log; got 'cubic'",
         ),
         (
-            {"type": "SmoothL1Loss", "beta": 0.0},
+            {"type": "SmoothL1Loss", "beta": -1.0},
             ValueError,
-            "SmoothL1Loss: beta must be > 0, got 0.0",
+            "SmoothL1Loss: beta must be at least 0, got -1.0",
+        ),
+        (
+            {"type": "FocalLoss", "alpha": 1.5},
+            ValueError,
+            "FocalLoss: alpha must be in [0, 1], got 1.5; alpha=None switches it off",
         ),
         (
             {"type": "FocalLoss", "use_sigmoid": False},
@@ -226,7 +231,9 @@ def test_registering():
     assert registry.build({"type": "Mine", "scales": [2, "3"]}).scales == (2, 3)
     assert registry.build({"type": Mine}) == Mine()
     assert registry.register_module("Other")(Mine) is registry["Other"] is Mine
-    with pytest.raises(ValueError, match=r"A loss called 'Mine' is registered already \(test_reg"):
+    with pytest.raises(
+        ValueError, match=rf"A loss called 'Mine' is registered already \({__name__}\)"
+    ):
         registry.register_module()(Mine)
     assert registry.register_module(force=True)(Mine) is Mine
     with pytest.raises(TypeError, match="write @register_module\\(\\), with parentheses"):
@@ -305,7 +312,7 @@ def test_losses_have_neither_parts_nor_ignored_keys():
         build_loss({"type": "FocalLoss", "init_cfg": None})
 
 
-def test_a_class_that_is_no_frozen_dataclass_is_refused():
+def test_a_class_that_is_no_frozen_keyword_only_dataclass_is_an_error():
     class Forgot(FocalLoss):
         extra: float = 1.0
 
@@ -313,8 +320,13 @@ def test_a_class_that_is_no_frozen_dataclass_is_refused():
     class Mutable:
         gamma: float = 2.0
 
-    for cls in (Forgot, Mutable, int):
-        with pytest.raises(TypeError, match=f"'{cls.__name__}' must be a frozen dataclass"):
+    @dataclass(frozen=True)
+    class Positional:
+        gamma: float = 2.0
+
+    for cls in (Forgot, Mutable, Positional, int):
+        message = f"'{cls.__name__}' must be a frozen, keyword-only dataclass: decorate it with @da"
+        with pytest.raises(TypeError, match=message):
             Registry("loss").register_module()(cls)
 
 

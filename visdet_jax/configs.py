@@ -3,40 +3,38 @@
 >>> losses = {name: build_loss(config) for name, config in configs.FCOS.items()}
 >>> head = build_head(**configs.FCOS_HEAD)
 
-The heads are mmdet's for COCO: 80 classes, strides 8 to 128; DETR's know no strides.
+The heads are mmdet's for COCO: 80 classes, and strides 8 to 128 where a head has strides.
 """
 
-RETINANET = {
-    "loss_cls": {
+from typing import Any
+
+Config = dict[str, Any]
+
+
+def _focal_loss(loss_weight: float) -> Config:
+    """A dict of its own for each detector, so that whoever changes one changes no other."""
+    return {
         "type": "FocalLoss",
         "use_sigmoid": True,
         "gamma": 2.0,
         "alpha": 0.25,
-        "loss_weight": 1.0,
-    },
+        "loss_weight": loss_weight,
+    }
+
+
+RETINANET = {
+    "loss_cls": _focal_loss(1.0),
     "loss_bbox": {"type": "SmoothL1Loss", "beta": 1.0, "loss_weight": 1.0},
 }
 
 FCOS = {
-    "loss_cls": {
-        "type": "FocalLoss",
-        "use_sigmoid": True,
-        "gamma": 2.0,
-        "alpha": 0.25,
-        "loss_weight": 1.0,
-    },
+    "loss_cls": _focal_loss(1.0),
     "loss_bbox": {"type": "IoULoss", "mode": "log", "loss_weight": 1.0},
     "loss_centerness": {"type": "CrossEntropyLoss", "use_sigmoid": True, "loss_weight": 1.0},
 }
 
 ATSS = {
-    "loss_cls": {
-        "type": "FocalLoss",
-        "use_sigmoid": True,
-        "gamma": 2.0,
-        "alpha": 0.25,
-        "loss_weight": 1.0,
-    },
+    "loss_cls": _focal_loss(1.0),
     "loss_bbox": {"type": "GIoULoss", "loss_weight": 2.0},
     "loss_centerness": {"type": "CrossEntropyLoss", "use_sigmoid": True, "loss_weight": 1.0},
 }
@@ -60,13 +58,7 @@ DETR = {
 }
 
 DEFORMABLE_DETR = {
-    "loss_cls": {
-        "type": "FocalLoss",
-        "use_sigmoid": True,
-        "gamma": 2.0,
-        "alpha": 0.25,
-        "loss_weight": 2.0,
-    },
+    "loss_cls": _focal_loss(2.0),
     "loss_bbox": {"type": "L1Loss", "loss_weight": 5.0},
     "loss_iou": {"type": "GIoULoss", "loss_weight": 2.0},
 }
@@ -136,7 +128,7 @@ GFL_HEAD = {
 }
 
 
-def _hungarian(cls_cost: dict) -> dict:
+def _hungarian_training(cls_cost: Config) -> Config:
     costs = [
         cls_cost,
         {"type": "BBoxL1Cost", "weight": 5.0, "box_format": "xywh"},
@@ -147,10 +139,10 @@ def _hungarian(cls_cost: dict) -> dict:
 
 DETR_HEAD = {
     "bbox_head": {"type": "DETRHead", "num_classes": 80, **DETR},
-    "train_cfg": _hungarian({"type": "ClassificationCost", "weight": 1.0}),
+    "train_cfg": _hungarian_training({"type": "ClassificationCost", "weight": 1.0}),
 }
 
 DEFORMABLE_DETR_HEAD = {
     "bbox_head": {"type": "DeformableDETRHead", "num_classes": 80, **DEFORMABLE_DETR},
-    "train_cfg": _hungarian({"type": "FocalLossCost", "weight": 2.0}),
+    "train_cfg": _hungarian_training({"type": "FocalLossCost", "weight": 2.0}),
 }

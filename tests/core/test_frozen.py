@@ -1,4 +1,4 @@
-"""The shims' bases, with a tiny stateful loss."""
+"""The base classes: a module that is its fields, and losses with and without statistics."""
 
 from dataclasses import dataclass
 from typing import NamedTuple

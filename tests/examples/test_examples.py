@@ -1,4 +1,4 @@
-"""The small examples run, and what they print and return is right."""
+"""The small examples run, and print and return the right values."""
 
 import jax
 import numpy as np
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.example
 
 def test_losses_per_image():
     logits, labels, pred, target, real = vmap_losses.make_batch()
-    assert np.isnan(pred[0]).all()  # the first image holds padding only
+    assert np.isnan(pred[0]).all()  # The first image has only padding.
     losses = vmap_losses.losses_per_image(logits, labels, pred, target, real)
     for i in range(len(real)):
         boxes = max(int(real[i].sum()), 1)
@@ -65,13 +65,13 @@ def test_mmdet_configs(capsys):
         assert sorted(history[0]) == sorted(["loss_cls", "loss_bbox", *names])
         for name in history[0]:
             assert f"{name:<15} {history[0][name]:.3f} -> {history[-1][name]:.3f}" in out
-            if (detector, name) != ("gfl", "loss_cls"):  # whose targets rise with the IoU
+            if (detector, name) != ("gfl", "loss_cls"):  # Its targets rise with the IoU.
                 assert history[-1][name] < history[0][name], (detector, name)
         assert sum(history[-1].values()) < sum(history[0].values())
 
 
 def test_head_cost(capsys):
-    """A row of the table; the whole script runs each head in a process of its own."""
+    """One row of the table. The whole script runs each head in its own process."""
     (row,) = head_cost.main(["--head", "FCOS", "--quick", "--batch", "1"]).values()
     assert set(row) == set(head_cost.COLUMNS)
     assert row["priors"] == 238
@@ -80,7 +80,7 @@ def test_head_cost(capsys):
 
 
 def test_matching(capsys):
-    """The totals are scipy's, or the times would compare nothing."""
+    """The total costs equal scipy's. Otherwise the times would not be comparable."""
     rows = matching.main(["--quick"])
     assert list(rows) == ["untrained", "trained"]
     for row in rows.values():
@@ -92,7 +92,7 @@ def test_matching(capsys):
 
 
 def test_benchmark(capsys):
-    """The contenders agree, and the tables name what was measured."""
+    """The contenders agree, and the tables name the versions and the columns."""
     rows = benchmark.main(["--quick", "--no-torch", "--only", "focal"])
     assert [row.name for row in rows] == ["focal", "quality focal", "varifocal", "softmax focal"]
     for row in rows:
@@ -108,7 +108,7 @@ def test_benchmark(capsys):
 def test_benchmark_of_an_unknown_loss(capsys):
     with pytest.raises(SystemExit):
         benchmark.main(["--only", "fcal"])
-    assert "no loss's name holds 'fcal': focal, quality focal" in capsys.readouterr().err
+    assert "no loss has 'fcal' in its name: focal, quality focal" in capsys.readouterr().err
 
 
 def test_benchmark_by_rows(capsys):

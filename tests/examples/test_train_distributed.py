@@ -1,4 +1,4 @@
-"""The training example over devices and processes: the numbers of one device."""
+"""Training on several devices and processes gives the numbers of one device."""
 
 import json
 import signal
@@ -23,7 +23,7 @@ RUN = ["--data", "digits", "--steps", "3", "--batch-size", "8"]
 
 @pytest.fixture(autouse=True)
 def five_minutes():
-    """Processes that wait for each other would wait for ever."""
+    """A limit of time for each test, since processes could wait for each other forever."""
 
     def stop(*_):
         raise TimeoutError("the processes did not end within five minutes")
@@ -36,14 +36,14 @@ def five_minutes():
 
 
 def in_processes(capfd, *arguments):
-    """A run in two processes of two devices each."""
+    """Run in two processes of two devices each."""
     train_distributed.main(["--processes", "2", *arguments])
     assert "4 devices in 2 processes" in capfd.readouterr().out
 
 
 @pytest.fixture(scope="module")
 def one_device(tmp_path_factory):
-    """The main example's training: one process, one device."""
+    """The state after training in one process on one device, as train_detector.py does."""
     folder = tmp_path_factory.mktemp("one") / "run"
     ((_, options),) = read_options([*RUN, "--out", str(folder)])[0].items()
     dataset = build_dataset(options)
@@ -53,8 +53,8 @@ def one_device(tmp_path_factory):
     )
 
 
-def test_a_run_goes_on_over_other_devices_and_processes(one_device, tmp_path, monkeypatch, capfd):
-    """One step on 8 devices of this process, two on two processes of two: those of one device."""
+def test_a_run_continues_on_other_devices_and_processes(one_device, tmp_path, monkeypatch, capfd):
+    """A step on 8 devices of this process and two on two processes of 2 devices equal 3 on one."""
     folder, train_batch = tmp_path / "run", digits.Digits.train_batch
 
     def interrupted(self, step, rows):
@@ -77,11 +77,11 @@ def test_a_run_goes_on_over_other_devices_and_processes(one_device, tmp_path, mo
     assert len(metrics["train_losses"]["loss_bbox"]) == 3
 
 
-def test_every_process_makes_its_rows():
+def test_rows_of_a_batch_do_not_depend_on_the_other_rows():
     dataset = digits.Digits(batch_size=8, image_size=96, max_boxes=6, seed=0)
     whole = dataset.train_batch(3)
-    parts = [dataset.train_batch(3, rows=slice(i, i + 4)) for i in (0, 4)]
-    chex.assert_trees_all_equal(jax.tree.map(lambda *x: np.concatenate(x), *parts), whole)
+    halves = [dataset.train_batch(3, rows=slice(i, i + 4)) for i in (0, 4)]
+    chex.assert_trees_all_equal(jax.tree.map(lambda *rows: np.concatenate(rows), *halves), whole)
 
 
 @pytest.mark.parametrize(

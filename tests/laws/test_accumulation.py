@@ -2,26 +2,17 @@
 
 import functools
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_meshes import (
-    EVERY,
-    ROW_BY_ROW,
-    batch_for,
-    on_one_device,
-    positives,
-    value_and_gradient,
-)
 
-from cases import ROWS
+from cases import ROWS, close
 from head_cases import ROWS as HEADS
 from head_cases import boxes_for, outputs_for, total
+from whole_batch import EVERY, ROW_BY_ROW, batch_for, on_one_device, positives, value_and_gradient
 
 PARTS = 4
-close = functools.partial(chex.assert_trees_all_close, rtol=2e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ROW_BY_ROW)
@@ -34,16 +25,16 @@ def test_sums_and_counts_of_micro_batches_are_the_whole_batch(name):
         return loss(scale * pred, target, weight, reduction_override="sum", **keywords)
 
     def step(sums, micro_batch):
-        value, slope = jax.value_and_grad(summed)(scale, *micro_batch)
+        value, derivative = jax.value_and_grad(summed)(scale, *micro_batch)
         count = (micro_batch[2] > 0).sum(dtype=jnp.float32)
-        return jax.tree.map(jnp.add, sums, (value, slope, count)), None
+        return jax.tree.map(jnp.add, sums, (value, derivative, count)), None
 
     scale = jnp.float32(1.0)  # the parameters
     micro_batches = jax.tree.map(
         lambda x: x.reshape(PARTS, ROWS // PARTS, *x.shape[1:]), (pred, target, weight, keywords)
     )
-    (value, slope, count), _ = jax.lax.scan(step, (jnp.zeros(()),) * 3, micro_batches)
-    close((value / count, slope / count), (expected, np.vdot(gradient, pred)))
+    (value, derivative, count), _ = jax.lax.scan(step, (jnp.zeros(()),) * 3, micro_batches)
+    close((value / count, derivative / count), (expected, np.vdot(gradient, pred)))
 
 
 @pytest.mark.parametrize("name", EVERY)

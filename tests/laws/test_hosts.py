@@ -13,9 +13,8 @@ from flax import linen, nnx
 from flax.training.train_state import TrainState
 from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
-from test_state import added, close
 
-from cases import ONE_EACH_WITH_BARE, WITH_METRICS, first_state, updated
+from cases import ONE_EACH_WITH_BARE, WITH_METRICS, added, close, first_state, updated
 from head_cases import ROWS as HEADS
 from head_cases import boxes_for, outputs_for, total
 from visdet_jax import FocalLoss, GIoULoss, build_loss

@@ -1,13 +1,13 @@
 """Every loss over 8 devices: the value and the gradient of one device.
 
-In every mode one rule: a device's loss divided by its share of the whole batch's normaliser, then
-the mean over the devices. `tests/test_contract.py` has the explicit mesh, `tests/test_state.py`
-the losses with statistics, `tests/detectors/test_sharded_heads.py` the heads.
+In every mode one rule: a device's loss is divided by the mean of the devices' normalisers, and then
+averaged over the devices. `tests/laws/test_contract.py` has the explicit mesh,
+`tests/laws/test_state.py` the losses with statistics, `tests/detectors/heads/test_sharded_heads.py`
+the heads.
 """
 
 import functools
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,62 +15,21 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from cases import CASES, ROWS
-from visdet_jax import FocalLoss, build_loss, reduce_mean, reduce_sum
-
-DEVICES = ROWS
-close = functools.partial(chex.assert_trees_all_close, rtol=2e-5, atol=1e-6)
-
-# Rows of these losses depend on the other rows: within shard_map they would see their own device's
-# only. Under jit over sharded arrays they see all.
-WHOLE_BATCH = {
-    "DecoupledDistillationFocalLoss": "matched rows, counted over axis_name: its own tests",
-    "TripletLoss": "the furthest and the nearest of the batch",
-    "MarginL2Loss": "negatives are mined by the number of positives",
-    "L2Loss": "the mean is over the entries that mining leaves",
-    "SeesawLoss": "statistics, merged by axis_name: tests/test_state.py",
-    "EQLV2Loss": "statistics, merged by axis_name: tests/test_state.py",
-    "GHMC": "statistics, merged by axis_name: tests/test_state.py",
-    "GHMR": "statistics, merged by axis_name: tests/test_state.py",
-    "WIoULoss": "statistics, merged by axis_name: tests/test_state.py",
-}
-EVERY = [name for name, (row, *_) in CASES.items() if not row.is_metric and not row.is_bare]
-ROW_BY_ROW = [name for name in EVERY if name not in WHOLE_BATCH]
+from cases import close
+from visdet_jax import FocalLoss, reduce_mean, reduce_sum
+from whole_batch import (
+    DEVICES,
+    EVERY,
+    ROW_BY_ROW,
+    batch_for,
+    on_one_device,
+    positives,
+    value_and_gradient,
+)
 
 
 def mesh_of(axis_type=AxisType.Auto):
     return jax.make_mesh((DEVICES,), ("data",), axis_types=(axis_type,))
-
-
-def batch_for(name):
-    """The loss, and a batch whose rows count differently: some devices have nothing."""
-    row = CASES[name][0]
-    loss = build_loss({"type": name, **row.config})
-    pred, target, *keywords = row.inputs(np.random.default_rng(0))
-    weight = np.array([1, 0, 2, 0, 0, 0.5, 1, 0], np.float32)
-    return loss, (pred, target, weight, keywords[0] if keywords else {})
-
-
-def value_and_gradient(loss, batch, normaliser, wrap=lambda value: value):
-    pred, target, weight, keywords = batch
-
-    def value(pred):
-        options = {"avg_factor": normaliser(weight), **keywords}
-        parts = loss.update(loss.init(), pred, target, weight, **options)[0]
-        return sum(jax.tree.leaves(parts))
-
-    return jax.value_and_grad(wrap(value))(pred)
-
-
-def positives(weight, axis_name=None):
-    """Each device's share of the number of rows that count: mmdet's reduce_mean."""
-    return reduce_mean((weight > 0).sum(dtype=jnp.float32), axis_name)
-
-
-@functools.cache
-def on_one_device(name):
-    loss, batch = batch_for(name)
-    return jax.device_get(jax.jit(lambda b: value_and_gradient(loss, b, positives))(batch))
 
 
 @pytest.mark.parametrize("name", EVERY)

@@ -1,7 +1,6 @@
 """What every loss that keeps running statistics does with them: where they live, how they merge."""
 
 import functools
-import operator
 
 import chex
 import jax
@@ -13,7 +12,7 @@ from flax import linen, nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from cases import CASES, ROWS
+from cases import CASES, ROWS, added, close
 from visdet_jax import LOSSES, StatefulLoss, build_loss, reduce_mean
 
 STEPS = 4
@@ -30,7 +29,6 @@ def stateful_rows():
 
 ROWS_WITH_STATE = list(stateful_rows())
 every_state = pytest.mark.parametrize(("loss", "row"), ROWS_WITH_STATE)
-close = functools.partial(chex.assert_trees_all_close, rtol=1e-5, atol=1e-6)
 
 
 def batches(row, steps=STEPS):
@@ -41,10 +39,6 @@ def batches(row, steps=STEPS):
 
 def step_of(stacked, i):
     return jax.tree.map(lambda x: x[i], stacked)
-
-
-def added(value):
-    return functools.reduce(operator.add, jax.tree.leaves(value))
 
 
 def looped(loss, stacked, state=None):

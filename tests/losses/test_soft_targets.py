@@ -105,26 +105,3 @@ def test_multi_pos_needs_memory_for_its_logits_only():
     shape = jax.ShapeDtypeStruct((16, 2000), np.float32)
     run = jax.jit(jax.grad(lambda p, t: v.multi_pos_cross_entropy(p, t))).lower(shape, shape)
     assert run.compile().memory_analysis().temp_size_in_bytes < 20 * 16 * 2000 * 4
-
-
-def test_focal_custom_is_focal_of_its_classes():
-    loss = v.build_loss({"type": "FocalCustomLoss", "num_classes": 5})
-    close(loss(PRED, LABEL), v.sigmoid_focal_loss(PRED, LABEL))
-    assert loss.get_cls_channels(5) == 5
-    assert loss.custom_cls_channels
-    assert loss.custom_activation
-    assert loss.custom_accuracy
-    wider = np.concatenate([PRED, OTHER], 1)
-    close(loss.get_activation(wider), jax.nn.sigmoid(PRED))
-    label = LABEL.copy()
-    label[:4] = 5
-    accuracy = 100 * (PRED.argmax(1) == LABEL)[4:].mean()
-    close(loss.get_accuracy(wider, label)["acc_classes"], [accuracy])
-    with pytest.raises(ValueError, match="FocalCustomLoss: built for 5 classes, asked for 4"):
-        loss.get_cls_channels(4)
-
-
-def test_focal_custom_keys():
-    for config in ({}, {"num_classes": 0}, {"num_classes": 5, "activated": True}):
-        with pytest.raises(ValueError, match="FocalCustomLoss"):
-            v.build_loss(dict(type="FocalCustomLoss", **config))

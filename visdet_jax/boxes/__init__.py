@@ -1,4 +1,13 @@
-"""Boxes (..., 4): overlaps, formats, and what networks predict for them."""
+"""Boxes (..., 4): overlaps, formats, and what networks predict for them.
+
+overlap      IoU, IoF and GIoU
+formats      corners, corner and size, centre and size; pixels and fractions of the image
+deltas       boxes as changes of a prior, for R-CNN, RetinaNet and most others
+distances    boxes as distances from a point to their sides, for FCOS, ATSS and GFL
+bins         boxes as distributions over bins, for D-FINE
+_pairs       what the overlaps and the losses of pairs of boxes are made of
+_gaussians   rotated boxes as Gaussians, and the distances of these
+"""
 
 from visdet_jax.boxes.deltas import bbox2delta as bbox2delta
 from visdet_jax.boxes.deltas import delta2bbox as delta2bbox

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 
 from visdet_jax.core.elementary import clamp_min, divide
 
+Columns = tuple[jax.Array, ...]
+
 
 class PairGeometry(NamedTuple):
     """What losses need of pairs of boxes (A, B), in pixels; every array has the pairs' shape."""
@@ -18,10 +20,10 @@ class PairGeometry(NamedTuple):
     # From A's centre to B's.
     dx: jax.Array
     dy: jax.Array
-    # x1, y1, x2, y2 of A ∩ B, inverted where they do not overlap, and of the enclosing box: the
-    # smallest one around both. Columns, because slices (..., 2) take three times as long on a CPU.
-    inner: tuple[jax.Array, jax.Array, jax.Array, jax.Array]
-    enclosing: tuple[jax.Array, jax.Array, jax.Array, jax.Array]
+    # x1, y1, x2, y2 of A ∩ B, inverted where the boxes do not overlap.
+    intersection: Columns
+    # x1, y1, x2, y2 of the smallest box around both.
+    enclosing: Columns
 
     @property
     def area1(self) -> jax.Array:
@@ -33,11 +35,13 @@ class PairGeometry(NamedTuple):
 
     @property
     def overlap(self) -> jax.Array:
-        x1, y1, x2, y2 = self.inner
+        """The area of A ∩ B."""
+        x1, y1, x2, y2 = self.intersection
         return clamp_min(x2 - x1, 0) * clamp_min(y2 - y1, 0)
 
     @property
     def union(self) -> jax.Array:
+        """The area of A ∪ B."""
         return self.area1 + self.area2 - self.overlap
 
     @property
@@ -48,25 +52,43 @@ class PairGeometry(NamedTuple):
     def enclosing_height(self) -> jax.Array:
         return clamp_min(self.enclosing[3] - self.enclosing[1], 0)
 
+    @property
+    def squared_distance(self) -> jax.Array:
+        """The squared distance of the centres."""
+        return self.dx**2 + self.dy**2
+
+    @property
+    def squared_diagonal(self) -> jax.Array:
+        """The squared diagonal of the enclosing box."""
+        return self.enclosing_width**2 + self.enclosing_height**2
+
+    # Each loss has the IoU of its first implementation: they differ in where eps stands.
+
     def iou(self, least: jax.Array | float) -> jax.Array:
-        """IoU with a floor: overlap / max(union, least)."""
+        """overlap / max(union, least)."""
         return divide(self.overlap, jnp.maximum(self.union, least))
 
-    def iou_plus(self, eps: jax.Array | float) -> jax.Array:
-        """IoU with eps added: overlap / (union + eps)."""
+    def iou_with_eps(self, eps: jax.Array | float) -> jax.Array:
+        """overlap / (union + eps)."""
         return divide(self.overlap, self.union + eps)
 
-    def iou_of_taller(self, eps: jax.Array | float) -> jax.Array:
-        """IoU with eps added to the union, and to the heights in both areas."""
-        areas = self.width1 * (self.height1 + eps) + self.width2 * (self.height2 + eps)
-        return divide(self.overlap, areas - self.overlap + eps)
+    def iou_with_eps_in_heights(self, eps: jax.Array | float) -> jax.Array:
+        """overlap / `union_with_eps_in_heights`."""
+        return divide(self.overlap, self.union_with_eps_in_heights(eps))
 
-
-Columns = tuple[jax.Array, ...]
+    def union_with_eps_in_heights(self, eps: jax.Array | float) -> jax.Array:
+        """The union, with eps added to it and to the heights in both areas."""
+        area1 = self.width1 * (self.height1 + eps)
+        area2 = self.width2 * (self.height2 + eps)
+        return area1 + area2 - self.overlap + eps
 
 
 def columns(boxes: jax.Array | Columns) -> Columns:
-    """The numbers of boxes (..., 4) or (..., 5), each (...); columns as they are."""
+    """The numbers of boxes (..., 4) or (..., 5), each (...); columns as they are.
+
+    Keep the geometry of boxes in columns. With slices (..., 2) the value of GIoU takes 1.3 times
+    as long on a CPU, and its gradient 2.3 times and twice the memory (jax 0.10.2).
+    """
     if isinstance(boxes, tuple):
         return boxes
     return tuple(boxes[..., i] for i in range(boxes.shape[-1]))
@@ -87,13 +109,16 @@ def pair_geometry(boxes1: jax.Array | Columns, boxes2: jax.Array | Columns) -> P
         height2=by2 - by1,
         dx=((bx1 + bx2) - (ax1 + ax2)) / 2,
         dy=((by1 + by2) - (ay1 + ay2)) / 2,
-        inner=(high(ax1, bx1), high(ay1, by1), low(ax2, bx2), low(ay2, by2)),
+        intersection=(high(ax1, bx1), high(ay1, by1), low(ax2, bx2), low(ay2, by2)),
         enclosing=(low(ax1, bx1), low(ay1, by1), high(ax2, bx2), high(ay2, by2)),
     )
 
 
 def box_columns(name: str, x: jax.Array, dtype: Any, count: int = 4) -> list[jax.Array]:
-    """The columns of (..., count): three times faster on a CPU than slices of several."""
+    """The columns of an array (..., count) in the type that is computed in; see `columns`.
+
+    Raises: ValueError for another shape.
+    """
     if x.ndim == 0 or x.shape[-1] != count:
         raise ValueError(f"{name} must have shape (..., {count}), got {x.shape}")
-    return [x[..., i].astype(dtype) for i in range(count)]
+    return [column.astype(dtype) for column in columns(x)]

@@ -1,5 +1,7 @@
 """Boxes as deltas of a prior: what R-CNN, RetinaNet and most others predict."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
@@ -7,6 +9,7 @@ from visdet_jax.boxes._pairs import box_columns
 from visdet_jax.boxes.formats import clip_to_image, convert_boxes
 from visdet_jax.core.dtypes import as_dtype, compute_dtype
 from visdet_jax.core.elementary import clamp, clamp_min, divide
+from visdet_jax.core.hyperparameters import NonNegative, Number, Positive
 from visdet_jax.core.jitted import jitted
 
 # The least ratio of a box's side to its prior's side of which a logarithm is taken.
@@ -17,8 +20,8 @@ MIN_SIDE_RATIO = 1e-6
 def bbox2delta(
     priors: jax.Array,
     boxes: jax.Array,
-    means: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0),
-    stds: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0),
+    means: Sequence[Number] = (0.0, 0.0, 0.0, 0.0),
+    stds: Sequence[Number] = (1.0, 1.0, 1.0, 1.0),
 ) -> jax.Array:
     """What a prior has to learn to become its box: `delta2bbox`'s inverse.
 
@@ -26,10 +29,15 @@ def bbox2delta(
     p the prior's centre and size and g the box's.
 
     Args:
-      priors, boxes: (..., 4) that broadcast, in pixels.
-    Returns: (..., 4), finite for boxes without area too: a side counts as 1e-6 of the prior's.
+      priors, boxes: Boxes (..., 4) as x1, y1, x2, y2 in pixels, which broadcast.
+      means: Four numbers that are subtracted from the deltas.
+      stds: Four numbers above 0 that the deltas are then divided by. Smaller numbers make larger
+        deltas.
+
+    Returns: (..., 4), finite for boxes without area too: a side counts as at least 1e-6 of the
+      prior's.
     Raises: ValueError for other shapes.
-    Girshick et al. 2014, https://arxiv.org/abs/1311.2524
+    Source: Girshick et al. 2014, https://arxiv.org/abs/1311.2524
     """
     dtype = compute_dtype(priors=priors, boxes=boxes)
     px, py, pw, ph = box_columns("priors", convert_boxes(priors), dtype)
@@ -51,23 +59,32 @@ def bbox2delta(
 def delta2bbox(
     priors: jax.Array,
     deltas: jax.Array,
-    means: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0),
-    stds: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0),
+    means: Sequence[Number] = (0.0, 0.0, 0.0, 0.0),
+    stds: Sequence[Number] = (1.0, 1.0, 1.0, 1.0),
     max_shape: jax.Array | None = None,
-    wh_ratio_clip: float = 16 / 1000,
+    wh_ratio_clip: Positive = 16 / 1000,
     add_ctr_clamp: bool = False,
-    ctr_clamp: float = 32.0,
+    ctr_clamp: NonNegative = 32.0,
 ) -> jax.Array:
     """Priors moved and scaled by what was predicted for them: `bbox2delta`'s inverse.
 
     Args:
-      priors, deltas: (..., 4) that broadcast; priors in pixels.
+      priors: Boxes (..., 4) as x1, y1, x2, y2 in pixels.
+      deltas: What was predicted, (..., 4), which broadcasts against the priors.
+      means, stds: Four numbers each: the deltas are multiplied by `stds`, and then `means` is
+        added.
       max_shape: (height, width), or (B, 2) for boxes (B, N, 4), to which the boxes are clipped.
-      wh_ratio_clip: a side changes at most by this factor or its inverse.
-      add_ctr_clamp: centres move by at most `ctr_clamp` pixels, and sides may shrink at will.
-    Returns: (..., 4) in pixels.
+        None clips nothing.
+      wh_ratio_clip: The most that a side shrinks or grows: by this factor or its inverse. Above 0;
+        numbers nearer to 1 allow less.
+      add_ctr_clamp: Bounds the move of the centre by `ctr_clamp`, and lets sides shrink by any
+        factor.
+      ctr_clamp: The most pixels that a centre moves along x and along y where `add_ctr_clamp`, at
+        least 0.
+
+    Returns: (..., 4) as x1, y1, x2, y2 in pixels.
     Raises: ValueError for other shapes.
-    Girshick et al. 2014, https://arxiv.org/abs/1311.2524; mmdet's `delta2bbox`.
+    Source: Girshick et al. 2014, https://arxiv.org/abs/1311.2524; mmdet's `delta2bbox`.
     """
     dtype = compute_dtype(priors=priors, deltas=deltas)
     px, py, pw, ph = box_columns("priors", convert_boxes(priors), dtype)
@@ -76,14 +93,14 @@ def delta2bbox(
         for delta, std, mean in zip(box_columns("deltas", deltas, dtype), stds, means, strict=True)
     )
     dx, dy = dx * pw, dy * ph
-    top = jnp.abs(jnp.log(as_dtype(dtype, wh_ratio_clip)))
-    low = -top
+    most = jnp.abs(jnp.log(as_dtype(dtype, wh_ratio_clip)))
+    least = -most
     if add_ctr_clamp:
         reach = as_dtype(dtype, ctr_clamp)
         dx, dy = clamp(dx, -reach, reach), clamp(dy, -reach, reach)
-        low = as_dtype(dtype, -jnp.inf)
+        least = as_dtype(dtype, -jnp.inf)
     x, y = px + dx, py + dy
-    w, h = pw * jnp.exp(clamp(dw, low, top)), ph * jnp.exp(clamp(dh, low, top))
+    w, h = pw * jnp.exp(clamp(dw, least, most)), ph * jnp.exp(clamp(dh, least, most))
     return clip_to_image(
         jnp.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2], axis=-1), max_shape
     )

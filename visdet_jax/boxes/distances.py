@@ -7,20 +7,28 @@ from visdet_jax.boxes._pairs import box_columns
 from visdet_jax.boxes.formats import clip_to_image
 from visdet_jax.core.dtypes import as_dtype, compute_dtype
 from visdet_jax.core.elementary import clamp, divide
+from visdet_jax.core.hyperparameters import NonNegative, Positive
 from visdet_jax.core.jitted import jitted
 
 
 @jitted
 def bbox2distance(
-    points: jax.Array, boxes: jax.Array, max_dis: jax.Array | None = None, eps: float = 0.1
+    points: jax.Array,
+    boxes: jax.Array,
+    max_dis: Positive | None = None,
+    eps: NonNegative = 0.1,
 ) -> jax.Array:
     """Distances from points to the sides of their boxes: left, top, right, bottom.
 
     Args:
-      points: (..., 2) as x, y; boxes: (..., 4); both in one unit, and they broadcast.
-      max_dis: for targets of a distribution over the bins 0 to max_dis: the distances are then
-        clipped to [0, max_dis - eps].
-    Returns: (..., 4), negative where a point is outside its box, without max_dis.
+      points: Points (..., 2) as x, y.
+      boxes: Boxes (..., 4) as x1, y1, x2, y2 in the points' unit, which broadcast against the
+        points.
+      max_dis: Clips the distances to [0, max_dis - eps], for targets of a distribution over the
+        bins 0 to max_dis. Above 0. None clips nothing.
+      eps: How far below `max_dis` the distances stay, in the points' unit, at least 0.
+
+    Returns: (..., 4), without `max_dis` negative where a point is outside its box.
     Raises: ValueError for other shapes.
     """
     dtype = compute_dtype(points=points, boxes=boxes)
@@ -36,9 +44,17 @@ def bbox2distance(
 def distance2bbox(
     points: jax.Array, distances: jax.Array, max_shape: jax.Array | None = None
 ) -> jax.Array:
-    """Boxes (..., 4) around points (..., 2) by the distances (..., 4) to their sides.
+    """Boxes around points by the distances to their sides: `bbox2distance`'s inverse.
 
-    All in one unit; `max_shape` as in `delta2bbox`. `bbox2distance`'s inverse.
+    Args:
+      points: Points (..., 2) as x, y.
+      distances: Distances (..., 4) to the left, top, right and bottom side in the points' unit,
+        which broadcast against the points.
+      max_shape: (height, width), or (B, 2) for boxes (B, N, 4), to which the boxes are clipped.
+        None clips nothing.
+
+    Returns: (..., 4) as x1, y1, x2, y2 in the points' unit.
+    Raises: ValueError for other shapes.
     """
     dtype = compute_dtype(points=points, distances=distances)
     x, y = box_columns("points", points, dtype, 2)
@@ -51,12 +67,13 @@ def integral(pred: jax.Array) -> jax.Array:
     """The mean of a distribution over the bins 0 to n: Σ k softmax(pred)_k.
 
     Args:
-      pred: logits of the bins (..., n + 1).
+      pred: Logits of the bins (..., n + 1).
+
     Returns: (...), in bins.
-    Li et al. 2020, https://arxiv.org/abs/2006.04388
+    Source: Li et al. 2020, https://arxiv.org/abs/2006.04388
     """
     dtype = compute_dtype(pred=pred)
-    # A sum and not a product of matrices, which accelerators round to bfloat16 or TF32.
+    # Keep this a sum. Accelerators round a product of matrices to bfloat16 or TF32.
     bins = jax.lax.broadcasted_iota(dtype, pred.shape, pred.ndim - 1)
     return (jax.nn.softmax(pred.astype(dtype), axis=-1) * bins).sum(-1)
 
@@ -66,9 +83,11 @@ def centerness_target(distances: jax.Array) -> jax.Array:
     """How central a point lies in its box: √(min(l, r) / max(l, r) · min(t, b) / max(t, b)).
 
     Args:
-      distances: (..., 4), left, top, right, bottom, in any unit.
+      distances: Distances (..., 4) to the left, top, right and bottom side, in any unit.
+
     Returns: (...), 1 in the centre, 0 on the border and outside.
-    Tian et al. 2019, https://arxiv.org/abs/1904.01355
+    Raises: ValueError for other shapes.
+    Source: Tian et al. 2019, https://arxiv.org/abs/1904.01355
     """
     dtype = compute_dtype(distances=distances)
     left, top, right, bottom = box_columns("distances", distances, dtype)

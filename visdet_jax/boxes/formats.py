@@ -1,6 +1,6 @@
 """Formats of boxes, in pixels and in fractions of the image."""
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -10,36 +10,38 @@ from visdet_jax.core.dtypes import compute_dtype
 from visdet_jax.core.elementary import clamp
 from visdet_jax.core.jitted import jitted
 
-BOX_FORMATS = ("xyxy", "xywh", "cxcywh")
+BoxFormat = Literal["xyxy", "xywh", "cxcywh"]
 
 
 @jitted
-def convert_boxes(boxes: jax.Array, source: str = "xyxy", target: str = "cxcywh") -> jax.Array:
+def convert_boxes(
+    boxes: jax.Array, source: BoxFormat = "xyxy", target: BoxFormat = "cxcywh"
+) -> jax.Array:
     """Boxes of one format in another.
 
     xyxy: two corners; xywh: the upper left corner and the size (COCO's files); cxcywh: the centre
-    and the size (DETR). Pixels stay pixels, and normalised boxes normalised.
+    and the size (DETR). Pixels stay pixels, and fractions of the image stay fractions.
 
     Args:
-      boxes: (..., 4).
-      source, target: "xyxy", "xywh" or "cxcywh".
+      boxes: Boxes (..., 4) in the format `source`, in any unit.
+      source: The format of `boxes`: "xyxy", "xywh" or "cxcywh".
+      target: The format of the result, one of the same three.
+
+    Returns: (..., 4), in the same unit.
     Raises: ValueError for another format or shape.
     """
-    for name, given in (("source", source), ("target", target)):
-        if given not in BOX_FORMATS:
-            raise ValueError(f"{name} must be one of {', '.join(BOX_FORMATS)}; got {given!r}")
     x, y, *rest = box_columns("boxes", boxes, compute_dtype(boxes=boxes))
     sides = []
-    for at, end in zip((x, y), rest, strict=True):
-        low = at - end / 2 if source == "cxcywh" else at
-        size = end - at if source == "xyxy" else end
+    for start, end in zip((x, y), rest, strict=True):
+        low = start - end / 2 if source == "cxcywh" else start
+        size = end - start if source == "xyxy" else end
         high = end if source == "xyxy" else low + size
         if target == "xyxy":
             sides.append((low, high))
         elif target == "xywh":
             sides.append((low, size))
         else:
-            sides.append((at if source == "cxcywh" else (low + high) / 2, size))
+            sides.append((start if source == "cxcywh" else (low + high) / 2, size))
     return jnp.stack([*next(zip(*sides, strict=True)), *[size for _, size in sides]], axis=-1)
 
 
@@ -48,8 +50,11 @@ def normalize_boxes(boxes: jax.Array, image_shape: jax.Array) -> jax.Array:
     """Boxes in pixels as fractions of the image's width and height.
 
     Args:
-      boxes: (..., 4), of any format: x and widths in the even places, y and heights in the odd.
+      boxes: Boxes (..., 4) in pixels, in any format that has x and widths in the even places, and
+        y and heights in the odd ones.
       image_shape: (height, width) in pixels, or (B, 2) for boxes (B, N, 4).
+
+    Returns: (..., 4), fractions.
     Raises: ValueError for other shapes.
     """
     boxes = boxes.astype(compute_dtype(boxes=boxes))
@@ -58,7 +63,15 @@ def normalize_boxes(boxes: jax.Array, image_shape: jax.Array) -> jax.Array:
 
 @jitted
 def denormalize_boxes(boxes: jax.Array, image_shape: jax.Array) -> jax.Array:
-    """Boxes as fractions of the image's width and height in pixels; see `normalize_boxes`."""
+    """Boxes as fractions of the image's width and height in pixels.
+
+    Args:
+      boxes: Boxes (..., 4) as fractions, in any format that `normalize_boxes` takes.
+      image_shape: (height, width) in pixels, or (B, 2) for boxes (B, N, 4).
+
+    Returns: (..., 4), in pixels.
+    Raises: ValueError for other shapes.
+    """
     boxes = boxes.astype(compute_dtype(boxes=boxes))
     return boxes * _extents(boxes, image_shape)
 
@@ -83,4 +96,8 @@ def _extents(boxes: jax.Array, image_shape: Any) -> jax.Array:
 
 
 def clip_to_image(boxes: jax.Array, max_shape: Any) -> jax.Array:
+    """Boxes (..., 4) as x1, y1, x2, y2, with what lies outside the image moved to its border.
+
+    `max_shape` is an image's shape, as `normalize_boxes` takes it, or None to clip nothing.
+    """
     return boxes if max_shape is None else clamp(boxes, 0, _extents(boxes, max_shape))

@@ -1,18 +1,23 @@
 """Overlaps of boxes (..., 4), given as x1, y1, x2, y2 in pixels."""
 
+import typing
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 
 from visdet_jax.boxes._pairs import Columns, pair_geometry
 from visdet_jax.core.dtypes import as_dtype, compute_dtype
 from visdet_jax.core.elementary import divide
+from visdet_jax.core.hyperparameters import NonNegative, Number
 from visdet_jax.core.jitted import jitted
 
-OVERLAP_MODES = ("iou", "iof", "giou")
+OverlapMode = Literal["iou", "iof", "giou"]
+OVERLAP_MODES: tuple[str, ...] = typing.get_args(OverlapMode)
 
 
 def overlaps(
-    boxes1: jax.Array | Columns, boxes2: jax.Array | Columns, mode: str, eps: jax.Array | float
+    boxes1: jax.Array | Columns, boxes2: jax.Array | Columns, mode: OverlapMode, eps: Number
 ) -> jax.Array:
     """IoU, IoF or GIoU of boxes (..., 4) that broadcast; see `bbox_overlaps`."""
     pair = pair_geometry(boxes1, boxes2)
@@ -20,17 +25,17 @@ def overlaps(
     iou = divide(pair.overlap, union)
     if mode != "giou":
         return iou
-    hull = jnp.maximum(pair.enclosing_width * pair.enclosing_height, eps)
-    return iou - divide(hull - union, hull)
+    enclosing = jnp.maximum(pair.enclosing_width * pair.enclosing_height, eps)
+    return iou - divide(enclosing - union, enclosing)
 
 
 @jitted
 def bbox_overlaps(
     bboxes1: jax.Array,
     bboxes2: jax.Array,
-    mode: str = "iou",
+    mode: OverlapMode = "iou",
     is_aligned: bool = False,
-    eps: float = 1e-6,
+    eps: NonNegative = 1e-6,
 ) -> jax.Array:
     """Overlap of boxes, of each pair or of each with each.
 
@@ -38,17 +43,17 @@ def bbox_overlaps(
     smallest box around both.
 
     Args:
-      bboxes1: (..., m, 4) as x1, y1, x2, y2 in pixels.
-      bboxes2: (..., n, 4), with the same leading axes; the same shape where aligned.
-      mode: "iou", "iof" or "giou".
-      is_aligned: the i-th against the i-th, instead of each against each.
-      eps: floor of the areas that are divided by, in pixels squared.
-    Returns: (..., m, n), or (..., m) where aligned; float32, float64 for float64 boxes.
+      bboxes1: Boxes (..., m, 4) as x1, y1, x2, y2 in pixels.
+      bboxes2: Boxes (..., n, 4) with the same leading axes, and of the same shape where aligned.
+      mode: The overlap: "iou", "iof" or "giou".
+      is_aligned: Compares the i-th with the i-th, instead of each with each.
+      eps: Least area that is divided by, in pixels squared, at least 0. With 0 too the overlap of
+        boxes without area is finite.
+
+    Returns: (..., m, n), or (..., m) where aligned; float32, and float64 for float64 boxes.
     Raises: ValueError for another mode and for shapes that do not fit.
-    Rezatofighi et al. 2019, https://arxiv.org/abs/1902.09630; mmdet's `bbox_overlaps`.
+    Source: Rezatofighi et al. 2019, https://arxiv.org/abs/1902.09630; mmdet's `bbox_overlaps`.
     """
-    if mode not in OVERLAP_MODES:
-        raise ValueError(f"mode must be one of {', '.join(OVERLAP_MODES)}; got {mode!r}")
     dtype = compute_dtype(bboxes1=bboxes1, bboxes2=bboxes2)
     shapes = f"got {bboxes1.shape} and {bboxes2.shape}"
     for boxes in (bboxes1, bboxes2):

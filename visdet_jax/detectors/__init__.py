@@ -22,11 +22,11 @@ from visdet_jax.detectors.costs.classes import FocalLossCost as FocalLossCost
 from visdet_jax.detectors.costs.classes import binary_focal_loss_cost as binary_focal_loss_cost
 from visdet_jax.detectors.costs.classes import classification_cost as classification_cost
 from visdet_jax.detectors.costs.classes import focal_loss_cost as focal_loss_cost
-from visdet_jax.detectors.costs.classes import mask_focal_loss_cost as mask_focal_loss_cost
 from visdet_jax.detectors.costs.masks import CrossEntropyLossCost as CrossEntropyLossCost
 from visdet_jax.detectors.costs.masks import DiceCost as DiceCost
 from visdet_jax.detectors.costs.masks import cross_entropy_loss_cost as cross_entropy_loss_cost
 from visdet_jax.detectors.costs.masks import dice_cost as dice_cost
+from visdet_jax.detectors.costs.masks import mask_focal_loss_cost as mask_focal_loss_cost
 from visdet_jax.detectors.costs.match_cost import Instances as Instances
 from visdet_jax.detectors.costs.match_cost import MatchCost as MatchCost
 from visdet_jax.detectors.heads.anchor_head import AnchorHead as AnchorHead

@@ -1,35 +1,43 @@
-"""Box coders: between boxes and what a network predicts; shims of the functions in `boxes`."""
+"""Box coders: between boxes and what a network predicts, by the functions of `boxes`."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 
 from visdet_jax.boxes.deltas import bbox2delta, delta2bbox
 from visdet_jax.boxes.distances import bbox2distance, distance2bbox
 from visdet_jax.core.frozen import FrozenModule
+from visdet_jax.core.hyperparameters import Range
 from visdet_jax.detectors.registry import TASK_UTILS
 
 
 @TASK_UTILS.register_module()
 @dataclass(frozen=True, kw_only=True)
-class DeltaXYWHBBoxCoder(FrozenModule):
-    """Flax shim of `bbox2delta` and `delta2bbox`."""
+class DeltaXYWHBBoxCoder(FrozenModule, function=(bbox2delta, delta2bbox)):
+    """Boxes as deltas of a prior: `bbox2delta` and `delta2bbox`.
 
-    target_means: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
-    target_stds: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)
+    Args:
+      target_means: Four numbers that are subtracted from the deltas dx, dy, dw, dh.
+      target_stds: Four numbers above 0 that the deltas are then divided by. Smaller values make
+        what the network learns larger.
+      clip_border: Whether `decode` clips boxes to its `max_shape`.
+    """
+
+    target_means: Annotated[tuple[float, ...], Range()] = (0.0, 0.0, 0.0, 0.0)
+    target_stds: Annotated[tuple[float, ...], Range(0, without_low=True)] = (1.0, 1.0, 1.0, 1.0)
     clip_border: bool = True
     add_ctr_clamp: bool = False
     ctr_clamp: float = 32
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("target_means", "target_stds"):
             if len(getattr(self, name)) != 4:
                 raise self.value_error(f"{name} must be four numbers, got {getattr(self, name)}")
 
     def encode(self, priors: jax.Array, boxes: jax.Array) -> jax.Array:
-        """Deltas (..., 4) from priors to boxes."""
+        """Deltas (..., 4) from priors (..., 4) to boxes (..., 4), both in pixels."""
         return bbox2delta(priors, boxes, means=self.target_means, stds=self.target_stds)
 
     def decode(
@@ -39,7 +47,12 @@ class DeltaXYWHBBoxCoder(FrozenModule):
         max_shape: Any = None,
         wh_ratio_clip: float = 16 / 1000,
     ) -> jax.Array:
-        """Boxes (..., 4), clipped to `max_shape` (height, width) where `clip_border`."""
+        """Boxes (..., 4) in pixels from deltas (..., 4) of priors (..., 4).
+
+        Args:
+          priors, deltas, wh_ratio_clip: See `delta2bbox`.
+          max_shape: (height, width) in pixels, to which boxes are clipped where `clip_border`.
+        """
         return delta2bbox(
             priors,
             deltas,
@@ -54,17 +67,30 @@ class DeltaXYWHBBoxCoder(FrozenModule):
 
 @TASK_UTILS.register_module()
 @dataclass(frozen=True, kw_only=True)
-class DistancePointBBoxCoder(FrozenModule):
-    """Flax shim of `bbox2distance` and `distance2bbox`."""
+class DistancePointBBoxCoder(FrozenModule, function=(bbox2distance, distance2bbox)):
+    """Boxes as the distances from a point to their sides: `bbox2distance` and `distance2bbox`.
+
+    Args:
+      clip_border: Whether `decode` clips boxes to its `max_shape`.
+    """
 
     clip_border: bool = True
 
     def encode(
         self, points: jax.Array, boxes: jax.Array, max_dis: float | None = None, eps: float = 0.1
     ) -> jax.Array:
-        """Distances (..., 4) from points to the sides of boxes."""
+        """Distances (..., 4) from points (..., 2) to the sides of boxes (..., 4), in one unit.
+
+        Args:
+          points, boxes, max_dis, eps: See `bbox2distance`.
+        """
         return bbox2distance(points, boxes, max_dis=max_dis, eps=eps)
 
     def decode(self, points: jax.Array, distances: jax.Array, max_shape: Any = None) -> jax.Array:
-        """Boxes (..., 4), clipped to `max_shape` (height, width) where `clip_border`."""
+        """Boxes (..., 4) around points (..., 2) by the distances (..., 4) to their sides.
+
+        Args:
+          points, distances: See `distance2bbox`.
+          max_shape: (height, width) in pixels, to which boxes are clipped where `clip_border`.
+        """
         return distance2bbox(points, distances, max_shape=max_shape if self.clip_border else None)

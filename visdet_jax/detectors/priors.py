@@ -3,16 +3,20 @@
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from visdet_jax.core.fields import as_tuple
 from visdet_jax.core.frozen import FrozenModule
+from visdet_jax.core.hyperparameters import Range
 from visdet_jax.detectors.registry import TASK_UTILS
 
 Sizes = tuple[tuple[int, int], ...]
+# The rules of a tuple's numbers; priors are constants, so that these are never traced.
+PositiveNumbers = Annotated[tuple[float, ...], Range(0, without_low=True)]
 
 
 class Grid(NamedTuple):
@@ -28,18 +32,27 @@ class Grid(NamedTuple):
 
 
 def valid_flags(grid: Grid, pad_shape: jax.Array) -> jax.Array:
-    """Which priors (N,) have their cell in the image of a batch: `pad_shape` is (height, width).
+    """Which priors (N,) have their cell inside one image of a batch.
 
     Row y of a level counts where y < ceil(height / stride), which is y · stride < height.
+
+    Args:
+      grid: The priors of the batch's feature maps.
+      pad_shape: (height, width) in pixels of the image with its own padding, of the grid's type.
     """
     x, y = (jnp.asarray(column, grid.priors.dtype) for column in grid.corners.T)
     return (y < pad_shape[0]) & (x < pad_shape[1])
 
 
 def inside_flags(anchors: jax.Array, image_shape: jax.Array, allowed_border: float) -> jax.Array:
-    """Which anchors (N, 4) reach over the image (height, width) by less than `allowed_border`.
+    """Which anchors (N,) reach over the image by less than `allowed_border`.
 
     In pixels: x1, y1 ≥ -border, x2 < width + border, y2 < height + border.
+
+    Args:
+      anchors: (N, 4) as x1, y1, x2, y2, in pixels.
+      image_shape: (height, width) in pixels, of the anchors' type.
+      allowed_border: In pixels. Larger values leave more anchors.
     """
     x1, y1, x2, y2 = (anchors[:, i] for i in range(4))
     height, width = image_shape[0], image_shape[1]
@@ -47,38 +60,100 @@ def inside_flags(anchors: jax.Array, image_shape: jax.Array, allowed_border: flo
     return (x1 >= -border) & (y1 >= -border) & (x2 < width + border) & (y2 < height + border)
 
 
+@dataclass(frozen=True, kw_only=True)
+class PriorGenerator(FrozenModule):
+    """Base of the generators: a subclass has `num_base_priors` and `priors_at`.
+
+    Args:
+      strides: Of the levels, in pixels, at least 1.
+    """
+
+    strides: Annotated[tuple[int, ...], Range(1)]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.strides:
+            raise self.value_error("strides must be one number or more, got none")
+
+    @property
+    def num_base_priors(self) -> int:
+        """How many priors a cell has."""
+        raise NotImplementedError(f"{type(self).__name__} must define num_base_priors")
+
+    def priors_at(self, corners: np.ndarray, level: int) -> np.ndarray:
+        """The priors of a level, (cells · num_base_priors, 4 or 2), in the corners' type.
+
+        Args:
+          corners: (cells, 2) x, y of the cells' upper left corners, in pixels.
+          level: Which of the strides is the level's.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define priors_at")
+
+    def grid(self, sizes: Sizes, dtype: Any = np.float32) -> Grid:
+        """The priors of feature maps of the given (height, width), one for each stride."""
+        if len(sizes) != len(self.strides):
+            raise self.value_error(
+                f"{len(self.strides)} strides need as many feature maps, got {len(sizes)}"
+            )
+        return _grid(self, as_tuple(sizes), np.dtype(dtype).type)
+
+
+@functools.lru_cache(maxsize=64)
+def _grid(generator: PriorGenerator, sizes: Sizes, dtype: Any) -> Grid:
+    corners = [
+        _corners(stride, size, dtype) for stride, size in zip(generator.strides, sizes, strict=True)
+    ]
+    priors = [generator.priors_at(corner, level) for level, corner in enumerate(corners)]
+    level_sizes = tuple(map(len, priors))
+    return Grid(
+        priors=np.concatenate(priors),
+        corners=np.concatenate(corners).repeat(generator.num_base_priors, axis=0),
+        strides=np.repeat(np.asarray(generator.strides, dtype), level_sizes),
+        level_sizes=level_sizes,
+    )
+
+
+def _corners(stride: int, size: tuple[int, int], dtype: Any) -> np.ndarray:
+    """x, y (height · width, 2) of the upper left corners of a level's cells."""
+    y, x = np.mgrid[: size[0], : size[1]]
+    return (np.stack([x.ravel(), y.ravel()], axis=1) * stride).astype(dtype)
+
+
 @TASK_UTILS.register_module()
 @dataclass(frozen=True, kw_only=True)
-class AnchorGenerator(FrozenModule):
-    """Anchors of some scales and ratios at every cell; mmdet's class of this name.
+class AnchorGenerator(PriorGenerator):
+    """Anchors of some scales and ratios in every cell; mmdet's class of this name.
 
     An anchor of scale s and ratio r (height / width) on a level of base size b has the width
     b s / √r and the height b s √r. Scales are given as they are, or by octaves:
-    octave_base_scale · 2^(i / scales_per_octave).
+    octave_base_scale · 2^(i / scales_per_octave) for i from 0 to scales_per_octave - 1.
 
     Args:
-      strides: of the levels, in pixels.
-      ratios: heights over widths.
-      scales: of the base sizes; or give octave_base_scale and scales_per_octave.
-      base_sizes: of the levels, in pixels; the strides unless given.
-      scale_major: whether the anchors of a cell go ratio by ratio, the scales within each.
-      center_offset: of an anchor's centre from its cell's corner, in base sizes.
+      ratios: Heights over widths, above 0.
+      scales: Of the base sizes, above 0; or give octave_base_scale and scales_per_octave.
+      base_sizes: Of the levels, in pixels, above 0; the strides unless given.
+      scale_major: Whether the anchors of a cell go ratio by ratio, the scales within each, or
+        scale by scale.
+      octave_base_scale: The least of the scales, above 0.
+      scales_per_octave: How many scales there are, at least 1.
+      center_offset: Of an anchor's centre from its cell's corner, in base sizes, in [0, 1].
     """
 
-    strides: tuple[int, ...]
-    ratios: tuple[float, ...]
-    scales: tuple[float, ...] | None = None
-    base_sizes: tuple[float, ...] | None = None
+    ratios: PositiveNumbers
+    scales: PositiveNumbers | None = None
+    base_sizes: PositiveNumbers | None = None
     scale_major: bool = True
-    octave_base_scale: float | None = None
-    scales_per_octave: int | None = None
-    center_offset: float = 0.0
+    octave_base_scale: Annotated[float, Range(0, without_low=True)] | None = None
+    scales_per_octave: Annotated[int, Range(1)] | None = None
+    center_offset: Annotated[float, Range(0, 1)] = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         octaves = (self.octave_base_scale is not None) + (self.scales_per_octave is not None)
         if octaves != (2 if self.scales is None else 0):
             raise self.value_error("give either scales, or octave_base_scale and scales_per_octave")
+        if not self.num_base_priors:
+            raise self.value_error("give one ratio and one scale at least")
         if self.base_sizes is not None and len(self.base_sizes) != len(self.strides):
             raise self.value_error(
                 f"{len(self.strides)} strides need as many base_sizes: {self.base_sizes}"
@@ -91,7 +166,7 @@ class AnchorGenerator(FrozenModule):
 
     def base_anchors(self, base_size: float, dtype: Any = np.float32) -> np.ndarray:
         """The anchors (A, 4) of the cell in the corner, in pixels."""
-        # In the priors' own type from the start, as the reference: the same bits.
+        # In the priors' own type from the start, as in mmdet: the same bits.
         ratios = np.sqrt(np.asarray(self.ratios, dtype))
         scales, size = np.asarray(self._scales(), dtype), dtype(base_size)
         if self.scale_major:
@@ -100,12 +175,14 @@ class AnchorGenerator(FrozenModule):
         else:
             widths = (size * scales[:, None] * (1 / ratios)).ravel()
             heights = (size * scales[:, None] * ratios).ravel()
-        half_w, half_h, center = (
-            dtype(0.5) * widths,
-            dtype(0.5) * heights,
-            self.center_offset * size,
-        )
+        half_w, half_h = dtype(0.5) * widths, dtype(0.5) * heights
+        center = self.center_offset * size
         return np.stack([center - half_w, center - half_h, center + half_w, center + half_h], 1)
+
+    def priors_at(self, corners: np.ndarray, level: int) -> np.ndarray:
+        base_size = (self.base_sizes or self.strides)[level]
+        anchors = self.base_anchors(base_size, corners.dtype.type)
+        return (np.tile(corners, 2)[:, None] + anchors).reshape(-1, 4)
 
     def _scales(self) -> Sequence[float]:
         base, count = self.octave_base_scale, self.scales_per_octave
@@ -113,71 +190,22 @@ class AnchorGenerator(FrozenModule):
             return self.scales or ()
         return [base * 2 ** (i / count) for i in range(count)]
 
-    def grid(self, sizes: Sizes, dtype: Any = np.float32) -> Grid:
-        """The anchors of feature maps of the given (height, width)."""
-        return _anchor_grid(self, sizes, np.dtype(dtype).type)
-
 
 @TASK_UTILS.register_module()
 @dataclass(frozen=True, kw_only=True)
-class MlvlPointGenerator(FrozenModule):
+class MlvlPointGenerator(PriorGenerator):
     """A point in every cell: ((x + offset) · stride, (y + offset) · stride); mmdet's class.
 
     Args:
-      strides: of the levels, in pixels.
-      offset: of a point from its cell's corner, in strides.
+      offset: Of a point from its cell's corner, in strides: 0.5 is the cell's centre.
     """
 
-    strides: tuple[int, ...]
-    offset: float = 0.5
+    offset: Annotated[float, Range()] = 0.5
 
     @property
     def num_base_priors(self) -> int:
-        """How many points a cell has."""
+        """How many points a cell has: one."""
         return 1
 
-    def grid(self, sizes: Sizes, dtype: Any = np.float32) -> Grid:
-        """The points of feature maps of the given (height, width)."""
-        return _point_grid(self, sizes, np.dtype(dtype).type)
-
-
-@functools.lru_cache(maxsize=64)
-def _anchor_grid(generator: AnchorGenerator, sizes: Sizes, dtype: Any) -> Grid:
-    base = [generator.base_anchors(b, dtype) for b in generator.base_sizes or generator.strides]
-    corners = _corners(generator.strides, sizes, dtype)
-    anchors = [
-        (np.tile(corner, 2)[:, None] + anchors).reshape(-1, 4)
-        for corner, anchors in zip(corners, base, strict=True)
-    ]
-    count = generator.num_base_priors
-    return _grid(anchors, [corner.repeat(count, axis=0) for corner in corners], generator.strides)
-
-
-@functools.lru_cache(maxsize=64)
-def _point_grid(generator: MlvlPointGenerator, sizes: Sizes, dtype: Any) -> Grid:
-    corners = _corners(generator.strides, sizes, dtype)
-    points = [
-        corner + dtype(generator.offset * stride)
-        for corner, stride in zip(corners, generator.strides, strict=True)
-    ]
-    return _grid(points, corners, generator.strides)
-
-
-def _corners(strides: tuple[int, ...], sizes: Sizes, dtype: Any) -> list[np.ndarray]:
-    """x, y (H · W, 2) of the cells' upper left corners, for each level."""
-    corners = []
-    for stride, (height, width) in zip(strides, sizes, strict=True):
-        y, x = np.mgrid[:height, :width]
-        corners.append((np.stack([x.ravel(), y.ravel()], axis=1) * stride).astype(dtype))
-    return corners
-
-
-def _grid(priors: list[np.ndarray], corners: list[np.ndarray], strides: tuple[int, ...]) -> Grid:
-    level_sizes = tuple(len(level) for level in priors)
-    all_priors = np.concatenate(priors)
-    return Grid(
-        priors=all_priors,
-        corners=np.concatenate(corners),
-        strides=np.repeat(np.asarray(strides, all_priors.dtype), level_sizes),
-        level_sizes=level_sizes,
-    )
+    def priors_at(self, corners: np.ndarray, level: int) -> np.ndarray:
+        return corners + corners.dtype.type(self.offset * self.strides[level])

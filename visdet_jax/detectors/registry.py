@@ -7,7 +7,7 @@ from visdet_jax.core.frozen import FrozenModule
 from visdet_jax.losses.loss import Loss
 from visdet_jax.registry import LOSSES, Registry, is_config
 
-# What a head's config says about the network that precedes the losses.
+# Keys of a head's config that are about the network before the losses. They have no effect.
 NETWORK_KEYS = (
     "in_channels",
     "embed_dims",
@@ -30,29 +30,34 @@ NETWORK_KEYS = (
 )
 
 TASK_UTILS = Registry("task util")
-TASK_UTILS.parts = {FrozenModule: TASK_UTILS}  # an assigner's costs
+TASK_UTILS.parts = {FrozenModule: TASK_UTILS}  # For an assigner's costs.
 HEADS = Registry("head", parts={Loss: LOSSES, FrozenModule: TASK_UTILS}, ignored=NETWORK_KEYS)
 
 
 def build_head(bbox_head: Any, train_cfg: Any = None) -> Any:
-    """The head of a config such as mmdet's `bbox_head`, and its `train_cfg`.
+    """The head of a config such as mmdet's `bbox_head`, and of its `train_cfg`.
 
-    What stands in `train_cfg` (assigner, sampler, allowed_border, pos_weight) are keys of the head
-    itself; `debug` has no effect, as keys of the network have none (`NETWORK_KEYS`). A `bbox_head`
-    may hold its `train_cfg`. A head without an assigner, FCOS's, heeds none.
-
-    Example:
       >>> head = build_head(dict(type="FCOSHead", num_classes=80, in_channels=256))
-    Raises: ValueError or TypeError, as `Registry.build`.
+
+    Args:
+      bbox_head: A head's config; see `Registry.build`. Losses and other parts in it may be configs
+        or objects. Keys of the network (`NETWORK_KEYS`) have no effect.
+      train_cfg: More keys of the head: assigner, sampler, allowed_border, pos_weight. Its `debug`
+        has no effect. None takes the `train_cfg` that `bbox_head` itself may hold. A head without
+        an assigner, such as FCOS's, does not read it.
+
+    Returns: a `Head`.
+    Raises: ValueError, TypeError as `Registry.build`; ValueError for a key that stands in both.
     """
     if not is_config(bbox_head):
         return HEADS.build(bbox_head)
-    settings = {key: bbox_head[key] for key in bbox_head.keys()}  # noqa: SIM118 (no iteration)
+    # Through keys() alone: a config need not be iterable.
+    settings = {key: bbox_head[key] for key in bbox_head.keys()}  # noqa: SIM118
     own = settings.pop("train_cfg", None)
     training = own if train_cfg is None else train_cfg
-    kind = settings.get("type")
-    cls = HEADS[kind] if isinstance(kind, str) else kind
-    if training is not None and isinstance(cls, type) and "assigner" in field_types(cls):
+    if training is None or "type" not in settings:
+        return HEADS.build(settings)
+    if "assigner" in field_types(HEADS.find(settings["type"], settings.get("_scope_"))):
         for key in training.keys():  # noqa: SIM118
             if key in settings:
                 raise ValueError(f"{key} stands in the head's config and in its train_cfg")

@@ -1,67 +1,80 @@
 """What goes into a head and what comes out of it."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from visdet_jax.core.export import exportable
+from visdet_jax.core.hyperparameters import Number
+
+# (B, 2), or a list or tuple of as many pairs: height and width of each image, in pixels.
+Shapes = jax.Array | Sequence[Sequence[Number]]
+# Names of mesh axes, as `jax.lax.psum` takes them.
+AxisName = str | tuple[str, ...] | None
+# The losses of a batch by name, each a scalar.
+Losses = dict[str, jax.Array]
+# The states of a head's losses by name; () for a loss that keeps none.
+States = dict[str, Any]
 
 
 @exportable
 class HeadOutputs(NamedTuple):
-    """What a network gives, level by level, channels last: what mmdet's `loss_by_feat` gets.
+    """A network's outputs of each level, channels last: what mmdet's `loss_by_feat` gets.
 
-    A priors at a cell, C classes (and one channel for background where the class loss is a
-    softmax). Channel a · C + c is class c of prior a.
+    A is the number of priors in a cell and C that of classes, with one more for background where
+    the class loss is a softmax. Channel a · C + c is class c of prior a. A level may have no cells
+    (H or W of 0).
     """
 
-    cls_scores: Sequence[jax.Array]  # (B, H, W, A·C) logits
-    bbox_preds: Sequence[jax.Array]  # (B, H, W, A·4), in bins (B, H, W, A·4·(reg_max + 1)) logits
-    centernesses: Sequence[jax.Array] | None = None  # (B, H, W, A) logits, where the head has them
+    cls_scores: Sequence[jax.Array]  # Logits (B, H, W, A·C).
+    bbox_preds: Sequence[jax.Array]  # (B, H, W, A·4), or logits of bins, A·4·(reg_max + 1).
+    centernesses: Sequence[jax.Array] | None = None  # Logits (B, H, W, A), of heads with them.
 
 
 @exportable
 class DETROutputs(NamedTuple):
-    """What a decoder of L layers gives for its Q queries: what mmdet's `loss_by_feat` gets.
+    """The outputs of a decoder with L layers and Q queries: what mmdet's `loss_by_feat` gets.
 
-    Boxes are centres and sizes in fractions of the image, (cx, cy, w, h). The last layer's are the
-    detections, those before auxiliary; the proposals are a two-stage encoder's, of class 0 if any.
+    Boxes are (cx, cy, w, h) in fractions of the image. The last layer's are the detections; those
+    of the layers before it are auxiliary. A two-stage encoder adds P proposals, which learn only
+    whether there is an object, as class 0.
     """
 
-    cls_scores: jax.Array  # (L, B, Q, C) logits; C + 1 with a softmax, whose last is background
+    cls_scores: jax.Array  # Logits (L, B, Q, C); C + 1 with a softmax, whose last is background.
     bbox_preds: jax.Array  # (L, B, Q, 4)
-    enc_cls_scores: jax.Array | None = None  # (B, P, C) logits of P proposals
+    enc_cls_scores: jax.Array | None = None  # Logits (B, P, C).
     enc_bbox_preds: jax.Array | None = None  # (B, P, 4)
 
 
 @exportable
 class HeadTargets(NamedTuple):
-    """What each of the N priors of B images learns; of queries, with an axis of layers before."""
+    """What each of the N priors of B images learns. Of queries, all have an axis L in front."""
 
-    gt_inds: jax.Array  # (B, N) 1 for the first box; 0 background, -1 ignored, -2 dropped prior
-    labels: jax.Array  # (B, N) num_classes for background
+    gt_inds: jax.Array  # (B, N): 1 for the first box; 0 background, -1 ignored, -2 dropped prior.
+    labels: jax.Array  # (B, N): the class, or num_classes for background.
     label_weights: jax.Array  # (B, N)
-    bbox_targets: jax.Array  # (B, N, 4) in the head's own terms; 0 where there is no box
-    bbox_weights: jax.Array  # (B, N) 1 where there is a box, else 0
-    centerness: jax.Array | None = None  # (B, N) 0 where there is no box
+    bbox_targets: jax.Array  # (B, N, 4) in the form that the head learns; 0 without a box.
+    bbox_weights: jax.Array  # (B, N): 1 where there is a box, else 0.
+    centerness: jax.Array | None = None  # (B, N): 0 without a box. None for heads without it.
 
 
 @exportable
 class Detections(NamedTuple):
-    """What the outputs say, before non-maximum suppression."""
+    """The boxes and scores that the outputs mean, before non-maximum suppression."""
 
-    boxes: jax.Array  # (B, N, 4) as x1, y1, x2, y2, in pixels
-    scores: jax.Array  # (B, N, C) in [0, 1]
+    boxes: jax.Array  # (B, N, 4) as x1, y1, x2, y2, in pixels.
+    scores: jax.Array  # (B, N, C) in [0, 1].
 
 
 class Rows(NamedTuple):
     """Outputs and targets of the N priors of all levels, in each of B images."""
 
-    cls_scores: list[jax.Array]  # (B, n, C) of each level: too large to be copied into one array
+    # (B, n, C) of each level. Keep them apart: together they are the largest array of a detector,
+    # and one array of all levels would be a copy of it.
+    cls_scores: list[jax.Array]
     bbox_preds: jax.Array  # (B, N, 4) or (B, N, 4 · (reg_max + 1))
     centernesses: jax.Array | None  # (B, N)
-    priors: np.ndarray  # (1, N, 4) or (1, N, 2)
-    strides: np.ndarray  # (1, N) of the priors
-    targets: HeadTargets  # of (B, N, ...)
+    priors: jax.Array  # Anchors (1, N, 4) or points (1, N, 2), in pixels.
+    strides: jax.Array  # (1, N), in pixels.
+    targets: HeadTargets

@@ -1,21 +1,46 @@
-"""What classification losses share: class indices as targets, and the weights of classes."""
+"""Class indices as targets, and the weights of classes, for the losses of class scores."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 
-from visdet_jax.core.checks import as_labels, check_same_shape
+from visdet_jax.core.checks import as_labels, check_array, check_same_shape
+from visdet_jax.core.hyperparameters import Range
+from visdet_jax.core.softmax import log_sum_exp
 from visdet_jax.core.warn import warn
 from visdet_jax.reduction import spread_weight, weight_without
 
 IGNORE_INDEX = -100  # torch's default
+ClassWeight = Annotated[jax.Array, Range(0)]  # One weight a class, (C,).
 
 
-def class_mask(labels: jax.Array, classes: int) -> jax.Array:
-    """Which class each label is, (..., classes) as bools; none for a label out of range."""
-    index = jnp.arange(classes, dtype=labels.dtype).reshape((1,) * labels.ndim + (classes,))
-    return jnp.expand_dims(labels, -1) == index
+def class_mask(labels: jax.Array, classes: int, axis: int = -1) -> jax.Array:
+    """Which class each label is: bools with a new `axis` of size `classes`.
+
+    A label out of range is no class.
+    """
+    labels = as_labels("labels", labels)
+    shape = [1] * (labels.ndim + 1)
+    shape[axis] = classes
+    return jnp.expand_dims(labels, axis) == jnp.arange(classes, dtype=labels.dtype).reshape(shape)
+
+
+def minus_log_p(pred: jax.Array, label: jax.Array, alone: bool = False) -> jax.Array:
+    """-log p of each row's class, where p is the softmax along axis 1.
+
+    Args:
+      pred: Logits (N, C, ...).
+      label: Class indices (N, 1, ...). Those out of range are read as some other class.
+      alone: No derivative is taken; see `log_sum_exp`.
+
+    Returns: (N, 1, ...).
+    """
+    m, log_sum = log_sum_exp(pred, 1, alone)
+    # Keep this mode. The default looks for labels out of range to make their rows NaN, and XLA:CPU
+    # takes up to 2.4 times as long with two classes (jax 0.10.2).
+    own = jnp.take_along_axis(pred, label, axis=1, mode="clip")
+    return log_sum - (own - m)
 
 
 def is_ignored(target: jax.Array, ignore_index: jax.Array | int | None) -> jax.Array:
@@ -23,7 +48,7 @@ def is_ignored(target: jax.Array, ignore_index: jax.Array | int | None) -> jax.A
     return (target < 0) | (target == (IGNORE_INDEX if ignore_index is None else ignore_index))
 
 
-def weight_of_rows(
+def weight_of_labels(
     labels: jax.Array,
     ignored: jax.Array,
     weight: jax.Array | None,
@@ -32,18 +57,27 @@ def weight_of_rows(
     dtype: Any,
     class_weight: jax.Array | None = None,
 ) -> jax.Array:
-    """The weights of the values (of `shape`) of rows with class indices.
+    """The weights of values that have one label each: 0 if it is ignored, NaN if it is no class.
 
-    0 where ignored, times the class's own weight (C,), NaN where no such class is.
+    Args:
+      labels: Class indices; their axes are those of `shape` or 1.
+      ignored: Which labels are ignored, of the same shape.
+      weight: Weights of the values; see `weight_reduce_loss`.
+      shape: The shape of the values.
+      classes: The number of classes.
+      dtype: The type of the result.
+      class_weight: Weights of the classes (C,). Each value's weight is multiplied by that of its
+        class.
     """
     weight = spread_weight(weight_without(ignored, weight, shape), shape).astype(dtype)
+    is_unknown = (labels >= classes) & (weight != 0)
     if class_weight is not None:
-        # Not class_weight[labels], which fails on explicitly sharded labels, nor one_hot @
-        # class_weight, which TPUs and GPUs round to bfloat16 or TF32.
-        own = jax.nn.one_hot(labels, classes, dtype=class_weight.dtype)
+        # Keep this masked sum. `class_weight[labels]` is an error for explicitly sharded labels,
+        # and TPUs and GPUs round the product one_hot @ class_weight to bfloat16 or TF32. On a CPU
+        # it costs an array with an entry for each row and class.
         by_class = class_weight.reshape((1,) * labels.ndim + class_weight.shape)
-        weight = weight * (own * by_class).sum(-1)
-    return jnp.where((labels >= classes) & (weight != 0), jnp.nan, weight)
+        weight = weight * jnp.where(class_mask(labels, classes), by_class, 0).sum(-1)
+    return jnp.where(is_unknown, jnp.nan, weight)
 
 
 def check_class_weight(
@@ -52,13 +86,17 @@ def check_class_weight(
     """`class_weight` (C,) in the type that is computed in."""
     if class_weight is None:
         return None
+    check_array("class_weight", class_weight)
     if class_weight.shape != (classes,):
         raise ValueError(f"class_weight must have shape ({classes},), got {class_weight.shape}")
     return class_weight.astype(dtype)
 
 
 def weight_of_classes(class_weight: Any, pred: jax.Array, axis: int) -> jax.Array | None:
-    """(C,) of a config's `class_weight`: None, one each, or a number for each class of `axis`."""
+    """A config's `class_weight` as an array (C,), or None.
+
+    It is None, a number for each class, or one number for all classes along `axis` of pred.
+    """
     if class_weight is None:
         return None
     weight = jnp.asarray(class_weight)
@@ -76,22 +114,24 @@ def warn_of_ignored(loss: Any) -> None:
         )
 
 
-def of_each_class(
+def classwise_target_and_weight(
     pred: jax.Array, target: jax.Array, weight: jax.Array | None
 ) -> tuple[jax.Array, jax.Array | None]:
     """Target and weight of a loss of each class on its own, broadcasting against pred (..., C).
 
-    Values (..., C) as floats; class indices (...) as integers (..., 1), whose values a formula
-    asks of `dense`. Negative ones get weight 0, those above C, which is background, NaN.
+    A dense target (..., C) becomes floats of pred's type. Class indices (...) become integers
+    (..., 1), which a formula turns into floats by `dense_target`. A negative index gets weight 0,
+    C is background, and an index above C gets weight NaN.
     """
-    if weight is not None and weight.ndim == 1 and weight.size == pred.size:
-        weight = weight.reshape(pred.shape)
+    if weight is not None:
+        check_array("weight", weight)
+        if weight.ndim == 1 and weight.size == pred.size:
+            weight = weight.reshape(pred.shape)
     if target.ndim == pred.ndim:
         check_same_shape(pred, target)
         target = target.astype(pred.dtype)
     else:
-        target = as_labels("target", target, pred.shape[:-1])
-        target = target[..., None]
+        target = as_labels("target", target, pred.shape[:-1])[..., None]
         weight = weight_without(target < 0, weight, pred.shape)
         weight = jnp.where((target > pred.shape[-1]) & (weight != 0), jnp.nan, weight)
     if weight is not None:
@@ -99,8 +139,8 @@ def of_each_class(
     return target, weight
 
 
-def dense(pred: jax.Array, target: jax.Array) -> jax.Array:
-    """`target` as values of pred's shape, where it is class indices (..., 1)."""
+def dense_target(pred: jax.Array, target: jax.Array) -> jax.Array:
+    """`target` as floats of pred's shape (..., C): class indices (..., 1) become one-hot."""
     if jnp.issubdtype(target.dtype, jnp.integer):
         return class_mask(target[..., 0], pred.shape[-1]).astype(pred.dtype)
     return target

@@ -1,13 +1,16 @@
 """The Hungarian matching against scipy's, with padding, surplus and costs that are not finite."""
 
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 from scipy.optimize import linear_sum_assignment
 
-from visdet_jax.detectors import HungarianAssigner, Instances, build_head, hungarian
-from visdet_jax.detectors.registry import TASK_UTILS
+from visdet_jax.detectors import TASK_UTILS, HungarianAssigner, Instances, build_head, hungarian
 
 SHAPES = [(9, 4), (4, 9), (6, 6), (1, 5), (5, 1), (30, 7)]
 MATRICES = 400  # of each shape
@@ -28,8 +31,8 @@ def random_batch(rows, columns, kind):
     return costs, mask
 
 
-def optimum(costs):
-    """scipy's least total, which takes no columns of padding at all."""
+def least_total(costs):
+    """scipy's, of the columns that are no padding."""
     return costs[linear_sum_assignment(costs)].sum()
 
 
@@ -42,7 +45,7 @@ def assert_matching(gt_inds, mask):
 
 @pytest.mark.parametrize("kind", ["normal", "ties", "scales"])
 @pytest.mark.parametrize(("rows", "columns"), SHAPES)
-def test_the_total_is_scipys(rows, columns, kind, x64):
+def test_the_total_equals_scipys(rows, columns, kind, x64):
     costs, mask = random_batch(rows, columns, kind)
     padded = np.where(mask[:, None], costs, np.array([np.nan, -1e9, np.inf])[rows % 3])
     for precision, rtol in ((np.float64, 1e-12), (np.float32, 1e-5)):
@@ -51,7 +54,7 @@ def test_the_total_is_scipys(rows, columns, kind, x64):
             assert_matching(gt_inds, real)
             total = cost[gt_inds > 0, gt_inds[gt_inds > 0] - 1].sum()
             atol = rtol * np.abs(cost).sum()
-            np.testing.assert_allclose(total, optimum(cost[:, real]), rtol=0, atol=atol)
+            np.testing.assert_allclose(total, least_total(cost[:, real]), rtol=0, atol=atol)
 
 
 def test_costs_that_are_not_finite_spoil_nothing():
@@ -83,14 +86,67 @@ def test_shapes_gradient_and_errors():
     np.testing.assert_array_equal(one_by_one, hungarian(costs[:5], mask[:5]))
     assert not hungarian(np.zeros((2, 5, 0), np.float32)).any()
     assert hungarian(np.zeros((0, 3), np.float32)).shape == (0,)
-    slope = jax.grad(lambda c: jnp.where(hungarian(c)[:, None] > 0, c, 0).sum())(costs[5])
-    np.testing.assert_array_equal(slope, np.tile(hungarian(costs[5])[:, None] > 0, (1, 4)))
+    gradient = jax.grad(lambda c: jnp.where(hungarian(c)[:, None] > 0, c, 0).sum())(costs[5])
+    np.testing.assert_array_equal(gradient, np.tile(hungarian(costs[5])[:, None] > 0, (1, 4)))
     with pytest.raises(ValueError, match=r"hungarian: costs must have shape \(\.\.\., Q, G\)"):
         hungarian(costs[0, 0])
     with pytest.raises(ValueError, match=r"hungarian: mask must have shape \(400, 4\), got \(4,\)"):
         hungarian(costs, mask[0])
+    with pytest.raises(TypeError, match="hungarian: mask must be an array, got list"):
+        hungarian(costs[0], [True] * 4)
     with pytest.raises(TypeError, match="hungarian: pred must be floating point"):
         hungarian(costs.astype(np.int32))
+
+
+def test_the_largest_of_floats_do_not_overflow():
+    largest = np.finfo(np.float32).max
+    costs = np.array([[largest, -largest, 0], [-largest, 0, largest]], np.float32)
+    np.testing.assert_array_equal(hungarian(costs), [2, 1])
+
+
+def test_costs_far_from_0_are_matched_by_their_differences():
+    costs = np.array([[0.0, 1], [1, 0], [0.5, 0.5]], np.float32)
+    for shifted in (costs * 1e-20, costs * 1e20, costs - 1000):
+        np.testing.assert_array_equal(hungarian(shifted), [1, 2, 0])
+
+
+def test_padded_columns_take_no_time():
+    """With equal costs in padded columns the search takes 50 times as long as for real ones."""
+    costs = np.random.default_rng(0).normal(size=(300, 100)).astype(np.float32)
+
+    def least_seconds(mask):
+        seconds = []
+        for _ in range(7):
+            start = time.perf_counter()
+            jax.block_until_ready(hungarian(costs, mask))
+            seconds.append(time.perf_counter() - start)
+        return min(seconds)
+
+    real, padded = np.ones(100, bool), np.zeros(100, bool)
+    assert least_seconds(padded) < 5 * least_seconds(real)
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_each_device_matches_its_own_images(check_vma):
+    costs, mask = random_batch(9, 4, "normal")
+    costs, mask = costs[:4].astype(np.float32), mask[:4]
+    mesh = jax.make_mesh((2,), ("images",), (AxisType.Auto,), devices=jax.devices()[:2])
+    spread = P("images")
+    mapped = jax.shard_map(
+        hungarian, mesh=mesh, in_specs=(spread, spread), out_specs=spread, check_vma=check_vma
+    )
+    np.testing.assert_array_equal(jax.jit(mapped)(costs, mask), hungarian(costs, mask))
+
+
+def test_matrices_may_be_spread_over_an_explicit_mesh():
+    costs, mask = random_batch(6, 6, "normal")
+    costs, mask = costs[:4].astype(np.float32), mask[:4]
+    expected = hungarian(costs, mask)
+    mesh = jax.make_mesh((2,), ("devices",), (AxisType.Explicit,), devices=jax.devices()[:2])
+    with jax.set_mesh(mesh):
+        for spec in (P("devices"), P(None, "devices"), P(None, None, "devices")):
+            spread = jax.device_put(costs, NamedSharding(mesh, spec))
+            np.testing.assert_array_equal(jax.device_get(hungarian(spread, mask)), expected)
 
 
 def test_an_assigner_is_its_costs():
@@ -114,6 +170,9 @@ def test_an_assigner_is_its_costs():
     gt = Instances(labels=jnp.array([0]), bboxes=jnp.zeros((1, 4)))
     with pytest.raises(ValueError, match="IoUCost: needs pred bboxes, got None"):
         assigner.assign(Instances(scores=jnp.zeros((3, 2))), gt)
+    floats = gt._replace(labels=jnp.array([0.0]))
+    with pytest.raises(TypeError, match="HungarianAssigner: gt labels must hold integer class"):
+        assigner.assign(Instances(scores=jnp.zeros((3, 2)), bboxes=jnp.zeros((3, 4))), floats)
     with pytest.raises(ValueError, match="HungarianAssigner: needs gt labels"):
         assigner.assign(Instances(scores=jnp.zeros((3, 2))), Instances(bboxes=jnp.zeros((1, 4))))
 
@@ -136,7 +195,7 @@ def test_padded_boxes_are_not_assigned():
     np.testing.assert_array_equal(found.labels, [-1, -1, 0, -1, 1, -1, -1])
 
 
-def test_a_head_on_priors_takes_no_hungarian_assigner():
+def test_a_head_on_priors_raises_for_a_hungarian_assigner():
     config = {"type": "HungarianAssigner", "match_costs": {"type": "IoUCost"}}
     with pytest.raises(TypeError, match="RetinaHead: assigner must be Assigner"):
         build_head({"type": "RetinaHead", "num_classes": 3}, {"assigner": config})

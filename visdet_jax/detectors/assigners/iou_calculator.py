@@ -9,4 +9,4 @@ from visdet_jax.detectors.registry import TASK_UTILS
 @TASK_UTILS.register_module()
 @dataclass(frozen=True, kw_only=True)
 class BboxOverlaps2D(FrozenModule):
-    """The IoU of boxes, as configs of assigners name it. There is no other."""
+    """The IoU of boxes, by the name that configs of assigners give it. There is no other one."""

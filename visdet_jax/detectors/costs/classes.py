@@ -1,162 +1,164 @@
-"""Match costs of classes: by probability and by focal loss, of tokens and masks too."""
+"""Match costs of classes: by probability and by focal loss, of text tokens too."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from visdet_jax.core.checks import as_labels, check_array
-from visdet_jax.core.dtypes import as_dtype, compute_dtype
-from visdet_jax.core.hyperparameters import Exponent
+from visdet_jax.core.dtypes import compute_dtype
+from visdet_jax.core.hyperparameters import Exponent, Fraction, NonNegative
 from visdet_jax.core.jitted import jitted
-from visdet_jax.core.power import power
-from visdet_jax.core.sigmoid import sigmoid_parts
-from visdet_jax.detectors.costs.masks import flat_masks, of_both
-from visdet_jax.detectors.costs.match_cost import MatchCost
+from visdet_jax.detectors.costs._focal import focal_costs
+from visdet_jax.detectors.costs._pairwise import flatten_entries, pairwise_sum
+from visdet_jax.detectors.costs.masks import mask_focal_loss_cost
+from visdet_jax.detectors.costs.match_cost import Instances, MatchCost
 from visdet_jax.detectors.registry import TASK_UTILS
 
 
 @jitted
-def classification_cost(pred, target):
+def classification_cost(pred: jax.Array, target: jax.Array) -> jax.Array:
     """Minus the probability of the ground truth's class: -softmax(pred)[:, target].
 
     Args:
-      pred: logits (Q, C), background's included.
-      target: class indices (G,). A negative one costs 0, one of C or more NaN.
-    Returns: (Q, G).
-    Raises: ValueError, TypeError for other shapes and types.
-    Carion et al. 2020, https://arxiv.org/abs/2005.12872; mmdet's `ClassificationCost`.
+      pred: Logits (Q, C), background's included.
+      target: Class indices (G,), integers of any width. A negative one costs 0, one of C or more
+        NaN.
+
+    Returns: (Q, G), from -1 (certain) to 0.
+    Raises: ValueError for shapes that do not fit, TypeError for class indices that are floats.
+    Source: Carion et al. 2020, https://arxiv.org/abs/2005.12872; mmdet's `ClassificationCost`.
     """
     dtype = compute_dtype(pred=pred)
-    return -_of_class(jax.nn.softmax(pred.astype(dtype), axis=-1), target)
+    return -_at_class(jax.nn.softmax(pred.astype(dtype), axis=-1), target)
 
 
 @TASK_UTILS.register_module()
 @dataclass(frozen=True, kw_only=True)
-class ClassificationCost(MatchCost):
-    """Flax shim of `classification_cost`."""
+class ClassificationCost(MatchCost, function=classification_cost):
+    """Minus the probability of the ground truth's class: `classification_cost`."""
 
-    def compute(self, pred, gt, image_shape):
+    def compute(self, pred: Instances, gt: Instances, image_shape: Any) -> jax.Array:
         return classification_cost(*self.parts(pred_scores=pred.scores, gt_labels=gt.labels))
 
 
 @jitted
-def focal_loss_cost(pred, target, *, alpha=0.25, gamma: Exponent = 2.0, eps=1e-12):
-    """What focal loss would save if the ground truth's class were this prediction's.
+def focal_loss_cost(
+    pred: jax.Array,
+    target: jax.Array,
+    *,
+    alpha: Fraction = 0.25,
+    gamma: Exponent = 2.0,
+    eps: NonNegative = 1e-12,
+) -> jax.Array:
+    """Focal loss of each prediction as a positive of the ground truth's class, less as a negative.
 
-    -alpha (1 - p)^gamma log(p + eps) + (1 - alpha) p^gamma log(1 - p + eps), p = sigmoid(pred) of
-    the ground truth's class.
-
-    Args:
-      pred: logits (Q, C).
-      target: class indices (G,). A negative one costs 0, one of C or more NaN.
-      alpha, gamma: as in `sigmoid_focal_loss`.
-      eps: bounds the logarithms.
-    Returns: (Q, G).
-    Raises: ValueError, TypeError for other shapes and types.
-    Zhu et al. 2021, https://arxiv.org/abs/2010.04159; mmdet's `FocalLossCost`.
-    """
-    positive, negative = _focal_sides(pred, alpha, gamma, eps)
-    return _of_class(positive - negative, target)
-
-
-@jitted
-def mask_focal_loss_cost(pred, target, *, alpha=0.25, gamma: Exponent = 2.0, eps=1e-12):
-    """Focal loss of each predicted mask against each ground truth's, the mean over the pixels.
+    -alpha (1 - p)^gamma log(p + eps) + (1 - alpha) p^gamma log(1 - p + eps), with p = sigmoid(pred)
+    of the ground truth's class: by how much the loss would grow if the prediction were matched.
 
     Args:
-      pred: logits (Q, ...); target: masks (G, ...), 0 and 1.
-      alpha, gamma, eps: as in `focal_loss_cost`.
-    Returns: (Q, G).
-    Raises: ValueError where the masks have different sizes.
-    Cheng et al. 2021 (MaskFormer), https://arxiv.org/abs/2107.06278; mmdet's `FocalLossCost` with
-    `binary_input`.
+      pred: Logits (Q, C).
+      target: Class indices (G,), integers of any width. A negative one costs 0, one of C or more
+        NaN.
+      alpha: Weight of the positive side, in [0, 1]; the negative side has 1 - alpha.
+      gamma: Focusing exponent, at least 0. Larger values weight down what is predicted well
+        already.
+      eps: Added to the probabilities before the logarithm, at least 0. Larger values bound the
+        costs of logits that are certain and wrong lower; with 0 those beyond ±100 may cost inf.
+
+    Returns: (Q, G), negative where the class is predicted well.
+    Raises: ValueError for shapes that do not fit, TypeError for class indices that are floats.
+    Source: Zhu et al. 2021, https://arxiv.org/abs/2010.04159; mmdet's `FocalLossCost`.
     """
-    pred, target = flat_masks(pred, target)
-    positive, negative = _focal_sides(pred, alpha, gamma, eps)
-    return of_both(positive, negative, target) / max(pred.shape[1], 1)
+    positive, negative = focal_costs(pred, alpha, gamma, eps)
+    return _at_class(positive - negative, target)
 
 
 @TASK_UTILS.register_module()
 @dataclass(frozen=True, kw_only=True)
-class FocalLossCost(MatchCost):
-    """Flax shim of `focal_loss_cost`, with `binary_input` of `mask_focal_loss_cost`."""
+class FocalLossCost(MatchCost, function=(focal_loss_cost, mask_focal_loss_cost)):
+    """Match cost by focal loss: `focal_loss_cost`, or `mask_focal_loss_cost` of masks.
+
+    Args:
+      binary_input: Compares masks in place of classes.
+    """
 
     alpha: float = 0.25
     gamma: float = 2.0
     eps: float = 1e-12
     binary_input: bool = False
 
-    def compute(self, pred, gt, image_shape):
-        options = {"alpha": self.alpha, "gamma": self.gamma, "eps": self.eps}
+    def compute(self, pred: Instances, gt: Instances, image_shape: Any) -> jax.Array:
         if self.binary_input:
             parts = self.parts(pred_masks=pred.masks, gt_masks=gt.masks)
-            return mask_focal_loss_cost(*parts, **options)
+            return mask_focal_loss_cost(*parts, **self.settings)
         parts = self.parts(pred_scores=pred.scores, gt_labels=gt.labels)
-        return focal_loss_cost(*parts, **options)
+        return focal_loss_cost(*parts, **self.settings)
 
 
 @jitted
 def binary_focal_loss_cost(
-    pred, target, text_token_mask, *, alpha=0.25, gamma: Exponent = 2.0, eps=1e-12
-):
+    pred: jax.Array,
+    target: jax.Array,
+    text_token_mask: jax.Array,
+    *,
+    alpha: Fraction = 0.25,
+    gamma: Exponent = 2.0,
+    eps: NonNegative = 1e-12,
+) -> jax.Array:
     """Focal loss of each prediction's tokens against those that name each ground truth, summed.
 
     Args:
-      pred: logits (Q, T) of the tokens.
-      target: (G, T), which tokens name the ground truth, in [0, 1].
-      text_token_mask: (T,), which tokens there are; the others' logits are not read.
-      alpha, gamma, eps: as in `focal_loss_cost`.
-    Returns: (Q, G).
+      pred: Logits (Q, T) of the tokens.
+      target: (G, T) Which tokens name the ground truth, in [0, 1].
+      text_token_mask: (T,) Which tokens there are; 0 or False for those whose logits are not read.
+      alpha: Weight of the tokens that name the ground truth, in [0, 1]; others have 1 - alpha.
+      gamma: Focusing exponent, at least 0; see `focal_loss_cost`.
+      eps: Added to the probabilities before the logarithm, at least 0; see `focal_loss_cost`.
+
+    Returns: (Q, G), at least 0 but for eps.
     Raises: ValueError for shapes that do not fit.
-    Liu et al. 2023 (Grounding DINO), https://arxiv.org/abs/2303.05499; mmdet's
-    `BinaryFocalLossCost`.
+    Source: Liu et al. 2023 (Grounding DINO), https://arxiv.org/abs/2303.05499; mmdet's
+      `BinaryFocalLossCost`.
     """
-    pred, target = flat_masks(pred, target)
+    pred, target = flatten_entries(pred, target)
+    check_array("text_token_mask", text_token_mask)
     if text_token_mask.shape != pred.shape[1:]:
         raise ValueError(
             f"text_token_mask must have shape {pred.shape[1:]}, got {text_token_mask.shape}"
         )
-    there = text_token_mask[None] != 0
-    positive, negative = _focal_sides(jnp.where(there, pred, 0), alpha, gamma, eps)
-    return of_both(jnp.where(there, positive, 0), jnp.where(there, negative, 0), target)
+    exists = jnp.asarray(text_token_mask).astype(bool)[None]
+    positive, negative = focal_costs(jnp.where(exists, pred, 0), alpha, gamma, eps)
+    return pairwise_sum(jnp.where(exists, positive, 0), jnp.where(exists, negative, 0), target)
 
 
 @TASK_UTILS.register_module()
 @dataclass(frozen=True, kw_only=True)
-class BinaryFocalLossCost(MatchCost):
-    """Flax shim of `binary_focal_loss_cost`."""
+class BinaryFocalLossCost(MatchCost, function=binary_focal_loss_cost):
+    """Match cost of text tokens: `binary_focal_loss_cost` with its hyperparameters as fields."""
 
     alpha: float = 0.25
     gamma: float = 2.0
     eps: float = 1e-12
 
-    def compute(self, pred, gt, image_shape):
+    def compute(self, pred: Instances, gt: Instances, image_shape: Any) -> jax.Array:
         parts = self.parts(
             pred_scores=pred.scores,
             gt_positive_maps=gt.positive_maps,
             gt_text_token_mask=gt.text_token_mask,
         )
-        return binary_focal_loss_cost(*parts, alpha=self.alpha, gamma=self.gamma, eps=self.eps)
+        return binary_focal_loss_cost(*parts, **self.settings)
 
 
-def _focal_sides(pred, alpha, gamma, eps):
-    """What each entry costs as a positive and as a negative."""
-    dtype = compute_dtype(pred=pred)
-    alpha, gamma, eps = as_dtype(dtype, alpha, gamma, eps)
-    _, p, not_p, _ = sigmoid_parts(pred.astype(dtype))
-    positive = -alpha * power(not_p, gamma) * jnp.log(p + eps)
-    return positive, -(1 - alpha) * power(p, gamma) * jnp.log(not_p + eps)
-
-
-def _of_class(values, target):
-    """Values (Q, C) at the classes (G,), as (Q, G)."""
+def _at_class(values: jax.Array, target: jax.Array) -> jax.Array:
+    """Values (Q, C) at the classes (G,), as (Q, G); 0 for negative classes, NaN for C and more."""
     if values.ndim != 2:
         raise ValueError(f"pred must have shape (Q, C), got {values.shape}")
     check_array("target", target)
     target = as_labels("target", target, target.shape[:1])
     index = jnp.clip(target, 0, values.shape[1] - 1)[None]
     index = jnp.broadcast_to(index, (len(values), len(target)))
-    own = jnp.take_along_axis(values, index, axis=1)
-    own = jnp.where(target[None] >= values.shape[1], jnp.nan, own)
-    return jnp.where(target[None] < 0, 0, own)
+    at_class = jnp.take_along_axis(values, index, axis=1)
+    at_class = jnp.where(target[None] >= values.shape[1], jnp.nan, at_class)
+    return jnp.where(target[None] < 0, 0, at_class)

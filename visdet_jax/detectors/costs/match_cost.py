@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 
 from visdet_jax.core.frozen import FrozenModule
+from visdet_jax.core.hyperparameters import Finite
 
 
 class Instances(NamedTuple):
@@ -24,15 +25,18 @@ class MatchCost(FrozenModule):
     """Base of the match costs: a subclass is its fields and `compute`.
 
     Args:
-      weight: factor of the cost.
+      weight: Factor of the cost. Larger values make it count more beside other costs.
     """
 
-    weight: float = 1.0
+    weight: Finite = 1.0
 
     def __call__(self, pred: Instances, gt: Instances, image_shape: Any = None) -> jax.Array:
-        """The cost (Q, G) of Q predictions and G ground truths of one image.
+        """The cost (Q, G) of each of Q predictions with each of G ground truths of one image.
 
-        `image_shape` is its (height, width). Columns of padded ground truth mean nothing.
+        Args:
+          pred, gt: What the cost asks for; a ValueError says what is missing. Columns of padded
+            ground truth mean nothing.
+          image_shape: (height, width) in pixels, where the cost asks for it.
         """
         return self.weight * self.compute(pred, gt, image_shape)
 
@@ -41,7 +45,7 @@ class MatchCost(FrozenModule):
         raise NotImplementedError(f"{type(self).__name__} must define compute")
 
     def parts(self, **named: Any) -> list[Any]:
-        """The values, or a ValueError that says which is missing."""
+        """The values, or a ValueError that says which one is missing."""
         for name, value in named.items():
             if value is None:
                 raise self.value_error(f"needs {name.replace('_', ' ', 1)}, got None")

@@ -1,17 +1,20 @@
 """The base of the heads on anchors: RetinaNet, ATSS, GFL."""
 
 from dataclasses import dataclass
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 
 from visdet_jax.boxes.distances import bbox2distance, centerness_target
 from visdet_jax.boxes.formats import convert_boxes
+from visdet_jax.core.dtypes import as_dtype
+from visdet_jax.core.hyperparameters import Range
 from visdet_jax.detectors.assigners.assigner import Assigner, pick
 from visdet_jax.detectors.coders import DeltaXYWHBBoxCoder, DistancePointBBoxCoder
 from visdet_jax.detectors.heads.criterion import Criterion
 from visdet_jax.detectors.heads.dense_head import DenseHead
-from visdet_jax.detectors.priors import AnchorGenerator, inside_flags, valid_flags
+from visdet_jax.detectors.priors import AnchorGenerator, Grid, Sizes, inside_flags, valid_flags
 from visdet_jax.detectors.samplers.pseudo import PseudoSampler
 from visdet_jax.detectors.structures import HeadTargets
 from visdet_jax.losses.classification.cross_entropy import CrossEntropyLoss
@@ -21,14 +24,18 @@ from visdet_jax.losses.regression.smooth_l1 import SmoothL1Loss
 
 @dataclass(frozen=True, kw_only=True)
 class AnchorHead(DenseHead):
-    """Base of the heads on anchors; mmdet's defaults.
+    """Base of the heads on anchors, with mmdet's defaults. A subclass defines `compute`.
 
     Args:
-      anchor_generator, bbox_coder, assigner: objects, or their configs in a head's config.
-      reg_decoded_bbox: whether `loss_bbox` gets boxes in pixels, as losses of the IoU family need,
+      anchor_generator: Makes the anchors, and knows the strides.
+      bbox_coder: Between boxes and what the network predicts for an anchor.
+      reg_decoded_bbox: Whether `loss_bbox` gets boxes in pixels, as losses of the IoU family need,
         or what the network predicts for them.
-      allowed_border: by how many pixels anchors may reach over the image, -1 for any number.
-      pos_weight: weight of positives in the class loss, -1 for 1.
+      assigner: Says which box each anchor learns.
+      sampler: Only `PseudoSampler`: all anchors that are not ignored count.
+      allowed_border: By less than how many pixels anchors may reach over the image. Larger values
+        leave more anchors; a negative one leaves all.
+      pos_weight: Weight of positives in the class loss, above 0. Any other number means 1.
     """
 
     anchor_generator: AnchorGenerator = AnchorGenerator(
@@ -40,56 +47,55 @@ class AnchorHead(DenseHead):
     loss_bbox: Loss = SmoothL1Loss(beta=1 / 9)
     assigner: Assigner
     sampler: PseudoSampler = PseudoSampler()
-    allowed_border: float = -1
-    pos_weight: float = -1
+    allowed_border: Annotated[float, Range()] = -1
+    pos_weight: Annotated[float, Range()] = -1
 
     @property
-    def num_base_priors(self):
+    def num_base_priors(self) -> int:
         return self.anchor_generator.num_base_priors
 
     @property
-    def strides(self):
+    def strides(self) -> tuple[int, ...]:
         return self.anchor_generator.strides
 
-    def grid(self, sizes, dtype):
+    def grid(self, sizes: Sizes, dtype: Any) -> Grid:
         return self.anchor_generator.grid(sizes, dtype)
 
-    def assign(self, grid, gt_boxes, gt_labels, image_shape, pad_shape):
+    def assign(
+        self,
+        grid: Grid,
+        gt_boxes: jax.Array,
+        gt_labels: jax.Array,
+        image_shape: jax.Array,
+        pad_shape: jax.Array,
+    ) -> HeadTargets:
         anchors = jnp.asarray(grid.priors)
-        valid = valid_flags(grid, pad_shape)
-        if self.allowed_border >= 0:
-            valid &= inside_flags(anchors, image_shape, self.allowed_border)
+        border, pos_weight = as_dtype(anchors.dtype, self.allowed_border, self.pos_weight)
+        inside = (border < 0) | inside_flags(anchors, image_shape, border)
         found = self.assigner.assign(
-            anchors, gt_boxes, gt_labels, valid, level_sizes=grid.level_sizes
+            anchors,
+            gt_boxes,
+            gt_labels,
+            valid_flags(grid, pad_shape) & inside,
+            level_sizes=grid.level_sizes,
         )
-        positive = found.gt_inds > 0
         boxes = pick(gt_boxes, found.gt_inds)
-        targets = boxes if self.reg_decoded_bbox else self.bbox_coder.encode(anchors, boxes)
-        one = jnp.ones((), anchors.dtype)
-        return HeadTargets(
-            gt_inds=found.gt_inds,
-            labels=jnp.where(positive, found.labels, self.num_classes),
-            label_weights=jnp.where(
-                positive,
-                one * (self.pos_weight if self.pos_weight > 0 else 1),
-                (found.gt_inds == 0).astype(anchors.dtype),
-            ),
-            bbox_targets=jnp.where(positive[:, None], targets, 0),
-            bbox_weights=positive.astype(anchors.dtype),
-            centerness=self.centerness(anchors, boxes, positive),
-        )
+        learnt = boxes if self.reg_decoded_bbox else self.bbox_coder.encode(anchors, boxes)
+        centerness = None
+        if "centernesses" in self.channels:
+            centerness = centerness_target(bbox2distance(convert_boxes(anchors)[:, :2], boxes))
+        targets = self.make_targets(found.gt_inds, found.labels, learnt, centerness)
+        of_positives = jnp.where(pos_weight > 0, pos_weight, 1)
+        weights = jnp.where(targets.bbox_weights > 0, of_positives, targets.label_weights)
+        return targets._replace(label_weights=weights)
 
-    def centerness(
-        self, anchors: jax.Array, boxes: jax.Array, positive: jax.Array
-    ) -> jax.Array | None:
-        """What the centerness of each anchor learns, for heads that have one."""
-        if "centernesses" not in self.channels:
-            return None
-        distances = bbox2distance(convert_boxes(anchors)[:, :2], boxes)
-        return jnp.where(positive, centerness_target(distances), 0)
+    def boxes(self, grid: Grid, bbox_preds: jax.Array, image_shapes: Any) -> jax.Array:
+        return self.bbox_coder.decode(jnp.asarray(grid.priors[None]), bbox_preds, image_shapes)
 
-    def boxes(self, grid, bbox_preds, image_shapes):
-        return self.bbox_coder.decode(grid.priors[None], bbox_preds, image_shapes)
+    def _raise_unless_decoded(self) -> None:
+        """Raises a ValueError where `loss_bbox` would not get boxes."""
+        if not self.reg_decoded_bbox:
+            raise self.value_error("reg_decoded_bbox must be True: the box loss is of boxes")
 
 
 def count_positives(criterion: Criterion, targets: HeadTargets) -> jax.Array:

@@ -9,58 +9,72 @@ import numpy as np
 
 from visdet_jax.core.devices import reduce_sum
 from visdet_jax.core.elementary import clamp_min
+from visdet_jax.core.hyperparameters import Number
+from visdet_jax.detectors.structures import AxisName, Losses, States
 from visdet_jax.losses.loss import StatefulLoss
 from visdet_jax.reduction import AVG_FACTOR_EPS
 
 
 class Criterion:
-    """Calls a head's losses by name; keeps their values and their states."""
+    """Calls the losses of a head by their names, and collects their values and their states.
+
+    Args:
+      head: A head whose fields are the losses.
+      state: The losses' states by name.
+      level_sizes: How many rows each level has.
+      axis_name: The mesh axis, or axes, over which the batch is spread.
+    """
 
     def __init__(
-        self, head: Any, state: dict[str, Any], level_sizes: tuple[int, ...], axis_name: Any
+        self, head: Any, state: States, level_sizes: tuple[int, ...], axis_name: AxisName
     ) -> None:
         self.head, self.state, self.axis_name = head, dict(state), axis_name
-        self.sizes, self.ends = level_sizes, np.cumsum(level_sizes)
-        self.losses: dict[str, jax.Array] = {}
+        ends = np.cumsum(level_sizes)
+        self.levels = [slice(e - n, e) for n, e in zip(level_sizes, ends, strict=True)]
+        self.losses: Losses = {}
 
-    def add(
-        self, name: str, pred: Any, target: Any, weight: jax.Array, avg_factor: jax.Array | float
-    ) -> None:
-        """Calls the loss of that name on arrays (B, N, ...), as arrays (B · N, ...).
+    def add(self, name: str, pred: Any, target: Any, weight: jax.Array, avg_factor: Number) -> None:
+        """Calls the loss of that name on arrays (B, N, ...), made arrays (B · N, ...).
 
-        One call for all levels; where `pred` is a list of levels, or where the loss keeps
-        statistics (of a call, as in mmdet), the sum of a call for each. `avg_factor` is the whole
-        batch's: of several devices each divides by its share of it, so that the mean of their
-        losses is the loss of the whole batch.
+        It is one call for all levels. Where `pred` is a list of levels, or the loss keeps
+        statistics, it is the sum of one call for each level, as in mmdet, whose statistics are of a
+        call.
+
+        Args:
+          name: The field of the head that holds the loss.
+          pred: (B, N, ...), or a list of (B, n, ...), one for each level.
+          target: An array (B, N, ...), or a tuple of them.
+          weight: (B, N) or (B, N, ...).
+          avg_factor: What the sum over the whole batch is divided by. Each of several devices
+            divides by its part of it, so that the mean of their losses is the loss of the whole
+            batch.
         """
         loss, values = getattr(self.head, name), []
         if self.axis_name is not None:
             avg_factor = (avg_factor + AVG_FACTOR_EPS) / jax.lax.psum(1, self.axis_name)
-            avg_factor -= AVG_FACTOR_EPS  # which the loss adds
-        levels = [slice(end - size, end) for size, end in zip(self.sizes, self.ends, strict=True)]
+            avg_factor -= AVG_FACTOR_EPS  # The loss adds it again.
         if isinstance(pred, list):
-            preds = pred
+            preds, levels = pred, self.levels
         elif isinstance(loss, StatefulLoss):
-            preds = [pred[:, level] for level in levels]
+            preds, levels = [pred[:, level] for level in self.levels], self.levels
         else:
             preds, levels = [pred], [slice(None)]
-        for pred, level in zip(preds, levels, strict=True):
-            rows = jax.tree.map(
-                lambda x, level=level: x[:, level].reshape(-1, *x.shape[2:]), (target, weight)
-            )
+        for part, level in zip(preds, levels, strict=True):
+            rows = jax.tree.map(lambda x, level=level: _flat(x[:, level]), (target, weight))
             value, self.state[name] = loss.update(
-                self.state[name],
-                pred.reshape(-1, *pred.shape[2:]),
-                *rows,
-                avg_factor,
-                axis_name=self.axis_name,
+                self.state[name], _flat(part), *rows, avg_factor, axis_name=self.axis_name
             )
             values.append(value)
         self.losses[name] = functools.reduce(operator.add, values)
 
     def total(self, count: jax.Array, least: float = 1) -> jax.Array:
-        """max(count, least), counted over all devices.
+        """max(count, least), with the count summed over all devices.
 
-        A device's own count would be wrong: some have many positives, and some none.
+        The maximum has to be of the sum: some devices have many positives, and some none.
         """
         return clamp_min(reduce_sum(count, self.axis_name), least)
+
+
+def _flat(x: jax.Array) -> jax.Array:
+    """(B, N, ...) as (B · N, ...)."""
+    return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])

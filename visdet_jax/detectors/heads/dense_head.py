@@ -1,6 +1,7 @@
 """The base of the heads on priors: from maps of outputs to the losses of a detector."""
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,74 +11,75 @@ import numpy as np
 
 from visdet_jax.core.checks import check_array
 from visdet_jax.core.dtypes import compute_dtype
-from visdet_jax.core.rules import FINITE, Expected
-from visdet_jax.detectors.assigners.assigner import without_padding
+from visdet_jax.core.hyperparameters import Number
 from visdet_jax.detectors.heads.criterion import Criterion
-from visdet_jax.detectors.heads.head import Head, compiled
+from visdet_jax.detectors.heads.head import Head, as_shapes, compiled, without_state
 from visdet_jax.detectors.priors import Grid, Sizes
-from visdet_jax.detectors.structures import Detections, HeadOutputs, HeadTargets, Rows
+from visdet_jax.detectors.structures import (
+    AxisName,
+    Detections,
+    HeadOutputs,
+    HeadTargets,
+    Losses,
+    Rows,
+    Shapes,
+    States,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DenseHead(Head):
-    """Base of the heads on priors: a subclass is its fields and what it must define."""
+    """Base of the heads on priors, anchors or points, of which every cell has as many.
+
+    Each of its losses is the sum over the levels. A subclass is its fields, its `strides`, and
+    `grid`, `assign`, `compute` and `boxes`.
+    """
 
     # What users call.
-
-    def loss(
-        self,
-        outputs: HeadOutputs,
-        gt_boxes: jax.Array,
-        gt_labels: jax.Array,
-        image_shapes: jax.Array | None = None,
-        pad_shapes: jax.Array | None = None,
-        *,
-        axis_name: str | tuple[str, ...] | None = None,
-    ) -> dict[str, jax.Array]:
-        """The losses of a batch by name, each a scalar, the sum over the levels.
-
-        Jitted: one compilation for all batches of the same shapes, however many boxes are in them.
-
-        Args:
-          outputs: what the network gave; see `HeadOutputs`.
-          gt_boxes: (B, G, 4) as x1, y1, x2, y2, in pixels.
-          gt_labels: (B, G) from 0 to C - 1; negative for padding, of whose boxes nothing is read.
-          image_shapes: (B, 2) height and width of each image in pixels, for priors that reach over
-            its border; the size of the finest feature map times its stride unless given.
-          pad_shapes: (B, 2) height and width of each image with its own padding: priors of cells
-            beyond take no part. All do unless given.
-          axis_name: of the mesh axis, or axes, over which the batch is spread inside `shard_map` or
-            `vmap(axis_name=...)`. The mean of the devices' losses is then the loss of the whole
-            batch. Under plain `jit` over sharded arrays it is so without.
-        Raises: ValueError, TypeError for shapes and types that do not fit; TypeError where a loss
-          keeps running statistics, which `update` is for.
-        """
-        arguments = (outputs, gt_boxes, gt_labels, image_shapes, pad_shapes)
-        return self.update(self.stateless(), *arguments, axis_name=axis_name)[0]
 
     @compiled
     def update(
         self,
-        state: dict[str, Any],
+        state: States,
         outputs: HeadOutputs,
         gt_boxes: jax.Array,
         gt_labels: jax.Array,
-        image_shapes: jax.Array | None = None,
-        pad_shapes: jax.Array | None = None,
+        image_shapes: Shapes | None = None,
+        pad_shapes: Shapes | None = None,
         *,
-        axis_name: str | tuple[str, ...] | None = None,
-    ) -> tuple[dict[str, jax.Array], dict[str, Any]]:
-        """(losses, next state), as `loss` and as a `StatefulLoss`'s `update`."""
+        axis_name: AxisName = None,
+    ) -> tuple[Losses, States]:
+        """The losses of a batch by name, each a scalar, and the next state.
+
+        Compiled once for all batches of the same shapes, however many boxes they hold.
+
+        Args:
+          state: From `init` or the last `update`; see `StatefulLoss`.
+          outputs: What the network gave; see `HeadOutputs`.
+          gt_boxes: (B, G, 4) as x1, y1, x2, y2, in pixels.
+          gt_labels: (B, G) integers of any width, from 0 to C - 1. Negative ones are padding, of
+            whose boxes nothing is read.
+          image_shapes: (B, 2) height and width of each image in pixels, for priors that reach over
+            its border. Unless given, what the cells of the finest feature map cover.
+          pad_shapes: (B, 2) height and width in pixels of each image with its own padding. Priors
+            of cells beyond take no part; all do unless given.
+          axis_name: The mesh axis, or axes, over which the batch is spread inside `shard_map` or
+            `vmap(axis_name=...)`. The mean of the devices' losses is then the loss of the whole
+            batch. Plain `jit` over sharded arrays needs no name for that.
+
+        Returns: (losses, next state).
+        Raises: ValueError, TypeError for shapes and types that do not fit.
+        """
         self.check_state(state)
-        grid, targets = self._assign(outputs, gt_boxes, gt_labels, image_shapes, pad_shapes)
+        targets = self.targets(outputs, gt_boxes, gt_labels, image_shapes, pad_shapes)
+        grid, maps = self._grid(outputs), self._maps(outputs)
         criterion = Criterion(self, state, grid.level_sizes, axis_name)
-        maps = self._rows(outputs)
         rows = Rows(
             cls_scores=maps["cls_scores"],
             bbox_preds=jnp.concatenate(maps["bbox_preds"], axis=1),
             centernesses=None,
-            priors=grid.priors[None],
-            strides=grid.strides[None],
+            priors=jnp.asarray(grid.priors[None]),
+            strides=jnp.asarray(grid.strides[None]),
             targets=targets,
         )
         if "centernesses" in maps:
@@ -86,58 +88,61 @@ class DenseHead(Head):
         self.compute(criterion, rows)
         return criterion.losses, criterion.state
 
+    loss = without_state(update)
+
     @compiled
     def targets(
         self,
         outputs: HeadOutputs,
         gt_boxes: jax.Array,
         gt_labels: jax.Array,
-        image_shapes: jax.Array | None = None,
-        pad_shapes: jax.Array | None = None,
+        image_shapes: Shapes | None = None,
+        pad_shapes: Shapes | None = None,
     ) -> HeadTargets:
-        """What each prior learns; the arguments are those of `loss`."""
-        return self._assign(outputs, gt_boxes, gt_labels, image_shapes, pad_shapes)[1]
+        """What each prior learns. The arguments are those of `loss`."""
+        self._check_outputs(outputs)
+        grid, batch = self._grid(outputs), outputs.cls_scores[0].shape[0]
+        dtype = grid.priors.dtype
+        boxes, labels = self.ground_truth(gt_boxes, gt_labels, batch, dtype)
+        shapes = []
+        for name, given, default in (
+            ("image_shapes", image_shapes, self.image_shape(outputs)),
+            ("pad_shapes", pad_shapes, np.inf),
+        ):
+            if given is None:
+                given = jnp.broadcast_to(jnp.asarray(default), (batch, 2))
+            shapes.append(as_shapes(name, given, labels, dtype))
+        targets = jax.vmap(functools.partial(self.assign, grid))(boxes, labels, *shapes)
+        return jax.lax.stop_gradient(targets)
 
     @compiled
-    def decode(self, outputs: HeadOutputs, image_shapes: jax.Array | None = None) -> Detections:
+    def decode(
+        self, outputs: HeadOutputs, image_shapes: Shapes | Sequence[Number] | None = None
+    ) -> Detections:
         """Boxes and scores of every prior, for non-maximum suppression.
 
         Scores are sigmoid(cls_scores), times sigmoid(centernesses) where the head has them, or the
-        softmax without the background. Boxes are clipped to `image_shapes` (B, 2) where given and
-        the coder's `clip_border` allows it.
-        """
-        sizes, dtype = self._check_outputs(outputs)
-        maps = {name: jnp.concatenate(x, axis=1) for name, x in self._rows(outputs).items()}
-        scores = self.scores(maps["cls_scores"].astype(dtype))
-        if "centernesses" in maps:
-            scores *= jax.nn.sigmoid(maps["centernesses"].astype(dtype))
-        return Detections(
-            self.boxes(self.grid(sizes, dtype), maps["bbox_preds"], image_shapes), scores
-        )
+        softmax without the background.
 
-    def expects(
-        self,
-        outputs: HeadOutputs,
-        gt_boxes: jax.Array,
-        gt_labels: jax.Array,
-        image_shapes: jax.Array | None = None,
-        pad_shapes: jax.Array | None = None,
-        *,
-        axis_name: str | tuple[str, ...] | None = None,
-    ) -> list[Expected]:
-        """What `checked` looks at: the arguments of `loss`, and what their values must be."""
-        finest = np.asarray(outputs.cls_scores[0].shape[1:3]) * self.strides[0]
-        shapes = finest[None] if image_shapes is None else image_shapes
-        return [
-            *(
-                Expected(f"{name}[{level}]", x, FINITE)
-                for name in self.channels
-                for level, x in enumerate(getattr(outputs, name))
-            ),
-            *self.expects_ground_truth(gt_boxes, gt_labels, shapes, axis_name),
-        ]
+        Args:
+          outputs: What the network gave; see `HeadOutputs`.
+          image_shapes: (B, 2) height and width of each image in pixels, or one (height, width) for
+            all. Boxes are clipped to them where given and where the coder's `clip_border` is True.
+        """
+        self._check_outputs(outputs)
+        grid = self._grid(outputs)
+        maps = {name: jnp.concatenate(x, axis=1) for name, x in self._maps(outputs).items()}
+        scores = self.scores(maps["cls_scores"].astype(grid.priors.dtype))
+        if "centernesses" in maps:
+            scores *= jax.nn.sigmoid(maps["centernesses"].astype(scores.dtype))
+        return Detections(self.boxes(grid, maps["bbox_preds"], image_shapes), scores)
 
     # What a subclass defines.
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """The strides of the levels, in pixels."""
+        raise NotImplementedError(f"{type(self).__name__} must define strides")
 
     def grid(self, sizes: Sizes, dtype: Any) -> Grid:
         """The priors of feature maps of the given (height, width)."""
@@ -158,16 +163,11 @@ class DenseHead(Head):
         """Adds each loss to the criterion."""
         raise NotImplementedError(f"{type(self).__name__} must define compute")
 
-    def boxes(self, grid: Grid, bbox_preds: jax.Array, image_shapes: jax.Array | None) -> jax.Array:
+    def boxes(self, grid: Grid, bbox_preds: jax.Array, image_shapes: Any) -> jax.Array:
         """Boxes (B, N, 4) in pixels from what was predicted for them (B, N, ...)."""
         raise NotImplementedError(f"{type(self).__name__} must define boxes")
 
-    def examples(self, rows):
-        examples = super().examples(rows)
-        if "centernesses" in self.channels:
-            centerness = jax.ShapeDtypeStruct((rows,), np.float32)
-            examples["loss_centerness"] = (centerness, centerness)
-        return examples
+    # What a subclass may extend.
 
     @property
     def num_base_priors(self) -> int:
@@ -180,19 +180,28 @@ class DenseHead(Head):
         return 4
 
     @property
-    def strides(self) -> tuple[int, ...]:
-        """The strides of the levels, in pixels."""
-        raise NotImplementedError(f"{type(self).__name__} must define strides")
-
-    # The rest.
-
-    @property
     def channels(self) -> dict[str, int]:
         channels = super().channels | {"bbox_preds": self.box_channels}
         return channels | ({"centernesses": 1} if hasattr(self, "loss_centerness") else {})
 
-    def _check_outputs(self, outputs: HeadOutputs) -> tuple[Sizes, Any]:
-        """The (height, width) of each level, and the type to compute in."""
+    def examples(self, rows: int) -> dict[str, tuple[Any, Any]]:
+        examples = super().examples(rows)
+        if "centernesses" in self.channels:
+            centerness = jax.ShapeDtypeStruct((rows,), np.float32)
+            examples["loss_centerness"] = (centerness, centerness)
+        return examples
+
+    def image_shape(self, outputs: HeadOutputs) -> tuple[int, int]:
+        """The (height, width) that the finest map with cells covers, in pixels."""
+        for (height, width), stride in zip(_sizes(outputs), self.strides, strict=True):
+            if height * width:
+                return height * stride, width * stride
+        return 0, 0
+
+    # The rest.
+
+    def _check_outputs(self, outputs: HeadOutputs) -> None:
+        """Raises unless the outputs are what this head takes."""
         if not isinstance(outputs, HeadOutputs):
             raise TypeError(f"outputs must be HeadOutputs, got {type(outputs).__name__}")
         channels, count = self.channels, self.num_base_priors
@@ -212,44 +221,33 @@ class DenseHead(Head):
                         f"{count} priors of {size} channels, with the B, H and W of cls_scores; "
                         f"got {x.shape}"
                     )
-        # By the boxes, since losses compute in a type of their own.
-        dtype = compute_dtype(**dict(zip("abcdefgh", outputs.bbox_preds, strict=False)))
-        return tuple((x.shape[1], x.shape[2]) for x in outputs.cls_scores), dtype
 
-    def _assign(
-        self,
-        outputs: HeadOutputs,
-        gt_boxes: Any,
-        gt_labels: Any,
-        image_shapes: Any,
-        pad_shapes: Any,
-    ) -> tuple[Grid, HeadTargets]:
-        """The priors, and what they learn."""
-        sizes, dtype = self._check_outputs(outputs)
-        batch = outputs.cls_scores[0].shape[0]
-        self.check_ground_truth(gt_boxes, gt_labels, batch)
-        shapes = []
-        for name, given, default in (
-            ("image_shapes", image_shapes, np.asarray(sizes[0]) * self.strides[0]),
-            ("pad_shapes", pad_shapes, np.inf),
-        ):
-            if given is None:
-                given = jnp.broadcast_to(jnp.asarray(default), (batch, 2))
-            if np.shape(given) != (batch, 2):
-                raise ValueError(f"{name} must have shape ({batch}, 2), got {np.shape(given)}")
-            shapes.append(jnp.asarray(given).astype(dtype))
-        boxes, labels = without_padding(gt_boxes, gt_labels, dtype)
-        grid = self.grid(sizes, dtype)
-        targets = jax.vmap(functools.partial(self.assign, grid))(boxes, labels, *shapes)
-        return grid, jax.lax.stop_gradient(targets)
+    def _grid(self, outputs: HeadOutputs) -> Grid:
+        """The priors of the outputs, in the type that boxes are computed in.
 
-    def _rows(self, outputs: HeadOutputs) -> dict[str, list[jax.Array]]:
+        It is the type of the boxes, since losses compute in a type of their own.
+        """
+        dtype = compute_dtype(**{f"bbox_preds[{i}]": x for i, x in enumerate(outputs.bbox_preds)})
+        return self.grid(_sizes(outputs), dtype)
+
+    def _maps(self, outputs: HeadOutputs) -> dict[str, list[jax.Array]]:
         """The outputs by name, of each level (B, n, channels of a prior)."""
         return {
-            # In two steps, which a batch that is sharded over an explicit mesh can follow.
-            name: [
-                x.reshape(*x.shape[:3], -1, size).reshape(x.shape[0], -1, size)
-                for x in getattr(outputs, name)
-            ]
+            name: [_rows_of_map(x, size) for x in getattr(outputs, name)]
             for name, size in self.channels.items()
         }
+
+
+def _sizes(outputs: HeadOutputs) -> Sizes:
+    """The (height, width) of each level."""
+    return tuple((x.shape[1], x.shape[2]) for x in outputs.cls_scores)
+
+
+def _rows_of_map(x: jax.Array, channels: int) -> jax.Array:
+    """A map (B, H, W, A · channels) as rows (B, H · W · A, channels)."""
+    batch, height, width, total = x.shape
+    count = total // channels
+    # Keep the two steps. In one, XLA cannot follow a batch that is sharded over an explicit mesh.
+    # Keep the sizes too: -1 cannot be told where a map has no cells.
+    rows = x.reshape(batch, height, width, count, channels)
+    return rows.reshape(batch, height * width * count, channels)

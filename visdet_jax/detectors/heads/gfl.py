@@ -1,17 +1,21 @@
 """The head of Generalized Focal Loss."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from visdet_jax.boxes.distances import integral
 from visdet_jax.boxes.formats import convert_boxes
-from visdet_jax.boxes.overlap import overlaps
-from visdet_jax.detectors.assigners.assigner import EPS
+from visdet_jax.core.hyperparameters import Count
 from visdet_jax.detectors.coders import DistancePointBBoxCoder
 from visdet_jax.detectors.heads.anchor_head import AnchorHead, count_positives
+from visdet_jax.detectors.heads.criterion import Criterion
+from visdet_jax.detectors.heads.head import iou_of_positives
+from visdet_jax.detectors.priors import Grid
 from visdet_jax.detectors.registry import HEADS
+from visdet_jax.detectors.structures import Rows
 from visdet_jax.losses.boxes.distribution_focal import DistributionFocalLoss
 from visdet_jax.losses.loss import Loss
 
@@ -19,9 +23,9 @@ from visdet_jax.losses.loss import Loss
 @HEADS.register_module()
 @dataclass(frozen=True, kw_only=True)
 class GFLHead(AnchorHead):
-    """GFL: classes scored by the IoU of their boxes, and each side of a box as a distribution.
+    """GFL: class scores that learn the IoU of their boxes, and a distribution for each side.
 
-    Per level, in its strides, from the anchors' centres, with n = Σ over images of
+    Everything is per level in its strides, from the anchors' centres. With n = Σ over images of
     max(positives, 1), q the IoU of a positive's box and w its largest class probability (neither
     has a gradient): `loss_cls` gets (label, q) and is divided by n; `loss_bbox` is
     Σ w · loss / max(Σ w, 1); `loss_dfl` Σ w · (sum over the sides) / 4 / max(Σ w, 1), with targets
@@ -30,21 +34,23 @@ class GFLHead(AnchorHead):
     `bbox_preds` are logits (B, H, W, 4 · (reg_max + 1)), side by side (left, top, right, bottom).
 
     Args:
-      loss_dfl: gets logits (M, reg_max + 1) and distances (M,) in bins.
-      reg_max: the last bin, in strides.
-    Li et al. 2020, https://arxiv.org/abs/2006.04388; mmdet's `GFLHead`.
+      bbox_coder: Between boxes and distances from a point.
+      reg_decoded_bbox: Must be True: `loss_bbox` gets boxes, in strides.
+      loss_cls: Loss of the class logits, which gets (label, q): one of the quality losses.
+      loss_dfl: Loss of the sides, which gets logits (M, reg_max + 1) and distances (M,) in bins.
+      reg_max: The last bin, in strides, at least 1. Larger values reach farther.
+
+    Source: Li et al. 2020, https://arxiv.org/abs/2006.04388; mmdet's `GFLHead`
     """
 
     bbox_coder: DistancePointBBoxCoder = DistancePointBBoxCoder()
     reg_decoded_bbox: bool = True
     loss_dfl: Loss = DistributionFocalLoss(loss_weight=0.25)
-    reg_max: int = 16
+    reg_max: Count = 16
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
-        self._raise_unless_positive("reg_max")
-        if not self.reg_decoded_bbox:
-            raise self.value_error("reg_decoded_bbox must be True: the box loss is of boxes")
+        self._raise_unless_decoded()
         if self.num_base_priors != 1:
             raise self.value_error(f"a cell must have one anchor, got {self.num_base_priors}")
         if not self.use_sigmoid:
@@ -53,54 +59,53 @@ class GFLHead(AnchorHead):
             )
 
     @property
-    def box_channels(self):
+    def box_channels(self) -> int:
         return 4 * (self.reg_max + 1)
 
-    def examples(self, rows):
-        def floats(*shape):
+    def examples(self, rows: int) -> dict[str, tuple[Any, Any]]:
+        def floats(*shape: int) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct((rows, *shape), "float32")
 
-        slots = super().examples(rows)
-        logits, labels = slots["loss_cls"]
-        return slots | {
+        examples = super().examples(rows)
+        logits, labels = examples["loss_cls"]
+        return examples | {
             "loss_cls": (logits, (labels, floats())),
             "loss_dfl": (floats(self.reg_max + 1), floats()),
         }
 
-    def compute(self, criterion, rows):
+    def compute(self, criterion: Criterion, rows: Rows) -> None:
         targets, strides = rows.targets, rows.strides[..., None]
         points = convert_boxes(rows.priors)[..., :2] / strides
         logits, distances = self._distances(rows.bbox_preds)
         pred = self.bbox_coder.decode(points, distances)
         target = targets.bbox_targets / strides
-        iou = overlaps(jax.lax.stop_gradient(pred), target, "iou", EPS)
-        quality = jnp.where(targets.bbox_weights > 0, iou, 0)
-        best = [jax.lax.stop_gradient(x).max(-1).astype(iou.dtype) for x in rows.cls_scores]
-        certainty = jax.nn.sigmoid(jnp.concatenate(best, axis=1)) * targets.bbox_weights
+        quality = iou_of_positives(pred, target, targets.bbox_weights)
+        largest = [jax.lax.stop_gradient(x).max(-1).astype(quality.dtype) for x in rows.cls_scores]
+        certainty = jax.nn.sigmoid(jnp.concatenate(largest, axis=1)) * targets.bbox_weights
 
         count = count_positives(criterion, targets)
         labels = (targets.labels, quality)
         criterion.add("loss_cls", rows.cls_scores, labels, targets.label_weights, count)
         criterion.add("loss_bbox", pred, target, certainty, 1.0)
         bins = self.bbox_coder.encode(points, target, self.reg_max)
-        sides = (bins.shape[0], -1)
+        batch, priors, sides = bins.shape
         criterion.add(
             "loss_dfl",
-            logits.reshape(*sides, self.reg_max + 1),
-            bins.reshape(sides),
-            jnp.broadcast_to(certainty[..., None], bins.shape).reshape(sides),
+            logits.reshape(batch, priors * sides, self.reg_max + 1),
+            bins.reshape(batch, priors * sides),
+            jnp.broadcast_to(certainty[..., None], bins.shape).reshape(batch, priors * sides),
             4.0,
         )
+        # As mmdet: divided by 1 + eps and 4 + eps, and then by the sum, so that the digits are the
+        # same.
         total = criterion.total(certainty.sum())
         for name in ("loss_bbox", "loss_dfl"):
             criterion.losses[name] /= total
 
-    def boxes(self, grid, bbox_preds, image_shapes):
-        strides = grid.strides[None, :, None]
-        points = convert_boxes(grid.priors[None])[..., :2]
-        return self.bbox_coder.decode(
-            points, self._distances(bbox_preds)[1] * strides, image_shapes
-        )
+    def boxes(self, grid: Grid, bbox_preds: jax.Array, image_shapes: Any) -> jax.Array:
+        points = convert_boxes(jnp.asarray(grid.priors[None]))[..., :2]
+        distances = self._distances(bbox_preds)[1] * grid.strides[None, :, None]
+        return self.bbox_coder.decode(points, distances, image_shapes)
 
     def _distances(self, bbox_preds: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Logits (B, n, 4, reg_max + 1), and the distances (B, n, 4) they mean, in strides."""

@@ -1,68 +1,172 @@
-"""The base of the heads: what all have that turn outputs and ground truth into losses."""
+"""The base of the heads, and what makes their methods: `compiled` and `without_state`."""
 
 import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from visdet_jax.boxes.overlap import overlaps
 from visdet_jax.core.checks import as_labels, check_array
-from visdet_jax.core.devices import reduce_sum
+from visdet_jax.core.devices import reduce_sum, sharded_as
+from visdet_jax.core.docstrings import with_arguments
 from visdet_jax.core.frozen import FrozenModule
+from visdet_jax.core.hyperparameters import Count
 from visdet_jax.core.jitted import errors_named
-from visdet_jax.core.rules import BOXES, Expected, Rule
+from visdet_jax.core.rules import BOXES, FINITE, Expected, Rule
+from visdet_jax.detectors.assigners.assigner import EPS, without_padding
+from visdet_jax.detectors.structures import Detections, HeadTargets, Losses, States
 from visdet_jax.losses.loss import Loss
 
+H = TypeVar("H", bound="Head")
+P = ParamSpec("P")
+R = TypeVar("R")
 
-def compiled(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Jits a method of a head, and puts the head's name in front of its errors."""
-    static = {"self", "axis_name"} & inspect.signature(method).parameters.keys()
-    jitted = jax.jit(method, static_argnames=sorted(static))
+# Arguments that may be lists or tuples of numbers.
+_SHAPES = ("image_shapes", "pad_shapes")
+
+
+def compiled(method: Callable[Concatenate[H, P], R]) -> Callable[Concatenate[H, P], R]:
+    """Decorator that jits a method of a head and puts the head's name in front of its errors.
+
+    `self` and `axis_name` are static, all other arguments are traced. Lists and tuples of numbers
+    for `image_shapes` and `pad_shapes` are made arrays first: the jit would take each of their
+    numbers for an array of its own.
+
+    A head has no hash while one of its hyperparameters is being traced. Its methods then run
+    without a jit of their own, inside the jit or vmap that traces.
+    """
+    signature = inspect.signature(method)
+    static = [name for name in ("self", "axis_name") if name in signature.parameters]
+    jitted = jax.jit(method, static_argnames=static)
 
     @functools.wraps(method)
-    def call(head: "Head", *args: Any, **options: Any) -> Any:
-        try:
-            hash(head)
-            hashable = True
-        except TypeError:  # a hyperparameter is being traced: some jit or vmap is around already
-            hashable = False
+    def call(head: H, *args: P.args, **options: P.kwargs) -> R:
         with errors_named(type(head).__name__):
-            return (jitted if hashable else method)(head, *args, **options)
+            given = signature.bind(head, *args, **options)
+            for name in _SHAPES:
+                if isinstance(given.arguments.get(name), list | tuple):
+                    given.arguments[name] = jnp.asarray(given.arguments[name])
+            run: Any = jitted if _has_hash(head) else method
+            result: R = run(*given.args, **given.kwargs)
+            return result
 
     return call
 
 
+def _has_hash(head: Any) -> bool:
+    try:
+        hash(head)
+    except TypeError:
+        return False
+    return True
+
+
+def without_state(
+    update: Callable[Concatenate[H, States, P], tuple[Losses, States]],
+) -> Callable[Concatenate[H, P], Losses]:
+    """Makes the `loss` of a head from its `update`: the same arguments, described as there."""
+
+    def loss(head: H, *args: P.args, **options: P.kwargs) -> Losses:
+        """The losses of a batch by name, each a scalar.
+
+        Compiled once for all batches of the same shapes, however many boxes they hold.
+
+        This is `update` for losses without running statistics. A head with a loss that keeps some
+        raises a TypeError, which says how to call `update`. Shapes and types that do not fit raise
+        a ValueError or TypeError.
+        """
+        losses, _ = head.update(head.stateless(), *args, **options)
+        return losses
+
+    signature = inspect.signature(update)
+    parameters = [p for name, p in signature.parameters.items() if name != "state"]
+    loss.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        parameters, return_annotation=Losses
+    )
+    names = [parameter.name for parameter in parameters]
+    loss.__doc__ = with_arguments(loss.__doc__, names, [update.__doc__ or ""])
+    loss.__module__ = update.__module__
+    loss.__qualname__ = f"{update.__qualname__.rpartition('.')[0]}.loss"
+    return loss
+
+
 @dataclass(frozen=True, kw_only=True)
 class Head(FrozenModule):
-    """Base of the heads, which have a `loss`, its `update` with states, `targets` and `decode`.
+    """Base of the heads, which turn outputs of a network and ground truth into losses.
 
-    A head has no parameters and is no network: it takes what the network gave. Like a loss it is
-    frozen, equal and hashed by value, and can be a jit argument.
+    A head has no parameters and is no network. Like a loss it is frozen, equal and hashed by value,
+    and can be a jit argument. A subclass defines `update`, whose first argument is the state of
+    `init`, and `loss = without_state(update)`; `targets`, what is learnt; and `decode`, the boxes
+    and scores that outputs mean. In a head's config losses and other parts may be configs too.
 
     Args:
-      num_classes: without background.
-      loss_cls, loss_bbox: losses, or their configs in a head's config.
+      num_classes: Number of classes without background, at least 1.
+      loss_cls: Loss of the class logits.
+      loss_bbox: Loss of the boxes.
     """
 
-    num_classes: int
+    num_classes: Count
     loss_cls: Loss
     loss_bbox: Loss
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
-        self._raise_unless_positive("num_classes")
         rows = 2
         for name, (pred, target) in self.examples(rows).items():
             self._check_fit(name, rows, pred, target)
 
-    def init(self) -> dict[str, Any]:
+    # What users call. The subclasses say of which arguments.
+
+    def init(self) -> States:
         """The losses' states before the first `update`, by name; () for those that keep none."""
         losses = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: loss.init() for name, loss in losses.items() if isinstance(loss, Loss)}
+
+    def update(self, *args: Any, **options: Any) -> tuple[Losses, States]:
+        """(losses, next state) of a state and a batch."""
+        raise NotImplementedError(f"{type(self).__name__} must define update")
+
+    def targets(self, *args: Any, **options: Any) -> HeadTargets:
+        """What each prior or query learns."""
+        raise NotImplementedError(f"{type(self).__name__} must define targets")
+
+    def decode(self, *args: Any, **options: Any) -> Detections:
+        """The boxes and scores that the outputs mean."""
+        raise NotImplementedError(f"{type(self).__name__} must define decode")
+
+    def expects(self, *args: Any, **options: Any) -> list[Expected]:
+        """What `checked` looks at in a call of `loss`: arguments, and what their values must be."""
+        call = inspect.signature(self.update).bind(self.init(), *args, **options)
+        call.apply_defaults()
+        given = call.arguments
+        outputs, gt_boxes, image_shapes = (
+            given[name] for name in ("outputs", "gt_boxes", "image_shapes")
+        )
+        if image_shapes is None:
+            image_shapes = np.asarray(self.image_shape(outputs))[None]
+        gt_labels = as_labels("gt_labels", given["gt_labels"])
+        exists = gt_labels >= 0
+        count = reduce_sum(exists.sum(), given["axis_name"])
+        last = self.num_classes - 1
+        labels = Rule(lambda x: x > last, f"must be from 0 to {last}, or negative for padding")
+        no_box = Rule(lambda x: x == 0, "every image is without ground truth")
+        return [
+            *(
+                Expected(jax.tree_util.keystr(path).removeprefix("."), x, FINITE)
+                for path, x in jax.tree.leaves_with_path(outputs)
+            ),
+            Expected("number of boxes", count, no_box),
+            Expected("gt_labels", gt_labels, labels),
+            Expected("gt_boxes", gt_boxes, BOXES, exists),
+            Expected("gt_boxes", gt_boxes, _inside(image_shapes, gt_boxes.dtype), exists),
+        ]
+
+    # What subclasses may extend.
 
     def examples(self, rows: int) -> dict[str, tuple[Any, Any]]:
         """Shapes and types of each loss's pred and target, by which it is tried for its place."""
@@ -72,16 +176,20 @@ class Head(FrozenModule):
         return {"loss_cls": (logits, labels), "loss_bbox": (boxes, boxes)}
 
     @property
-    def use_sigmoid(self) -> bool:
-        """Whether each class has its sigmoid, or all and the background share a softmax."""
-        return getattr(self.loss_cls, "use_sigmoid", False)
-
-    @property
     def channels(self) -> dict[str, int]:
         """How many channels each of the outputs has for a prediction."""
         return {"cls_scores": self.num_classes + (not self.use_sigmoid), "bbox_preds": 4}
 
+    def image_shape(self, outputs: Any) -> tuple[int, int]:
+        """The (height, width) of images whose `image_shapes` are not given, in pixels."""
+        raise ValueError("image_shapes must be given")
+
     # What subclasses share.
+
+    @property
+    def use_sigmoid(self) -> bool:
+        """Whether each class has its own sigmoid; if not, one softmax has all and background."""
+        return getattr(self.loss_cls, "use_sigmoid", False)
 
     def scores(self, logits: jax.Array) -> jax.Array:
         """sigmoid(logits), or their softmax without the background: (..., C)."""
@@ -89,7 +197,7 @@ class Head(FrozenModule):
             return jax.nn.sigmoid(logits)
         return jax.nn.softmax(logits, axis=-1)[..., : self.num_classes]
 
-    def stateless(self) -> dict[str, Any]:
+    def stateless(self) -> States:
         """The state of losses that keep none; a TypeError where one does."""
         state = self.init()
         if jax.tree.leaves(state):
@@ -101,45 +209,49 @@ class Head(FrozenModule):
             )
         return state
 
-    def check_state(self, state: dict[str, Any]) -> None:
-        """Raises a ValueError for what `init` and `update` did not give."""
+    def check_state(self, state: States) -> None:
+        """Raises a ValueError unless the state has the form of what `init` gives."""
         given, own = (jax.tree.map(lambda _: 0, tree) for tree in (state, self.init()))
         if given != own:
             raise ValueError(f"state must come from init() or update(), got {state}")
 
-    def check_ground_truth(self, gt_boxes: Any, gt_labels: Any, batch: int) -> None:
-        """Raises unless these are boxes (B, G, 4) and labels (B, G)."""
+    def ground_truth(
+        self, gt_boxes: Any, gt_labels: Any, batch: int, dtype: Any
+    ) -> tuple[jax.Array, jax.Array]:
+        """Boxes (B, G, 4), 0 where they are padding, and labels (B, G) as int32 or int64.
+
+        G is at least 1. Raises: ValueError, TypeError for what does not fit.
+        """
         check_array("gt_boxes", gt_boxes)
         if gt_boxes.ndim != 3 or gt_boxes.shape[::2] != (batch, 4):
             raise ValueError(f"gt_boxes must have shape ({batch}, G, 4), got {gt_boxes.shape}")
-        gt_labels = as_labels("gt_labels", gt_labels, gt_boxes.shape[:2])
+        labels = as_labels("gt_labels", gt_labels, gt_boxes.shape[:2])
+        return without_padding(gt_boxes, labels, dtype)
 
-    def expects_ground_truth(
-        self, gt_boxes: Any, gt_labels: Any, image_shapes: Any, axis_name: Any
-    ) -> list[Expected]:
-        """What `checked` looks at in the ground truth of images of these shapes."""
-        exists = jnp.asarray(gt_labels) >= 0
-        shapes = jnp.asarray(image_shapes)
-        height, width = jnp.moveaxis(shapes[:, None], -1, 0).astype(gt_boxes.dtype)
-        outside = Rule(
-            lambda box: (
-                (box[..., 2] <= 0)
-                | (box[..., 3] <= 0)
-                | (box[..., 0] >= width)
-                | (box[..., 1] >= height)
-            ),
-            "lies outside its image",
+    def make_targets(
+        self,
+        gt_inds: jax.Array,
+        labels: jax.Array,
+        boxes: jax.Array,
+        centerness: jax.Array | None = None,
+    ) -> HeadTargets:
+        """The targets of priors or queries: background, of weight 1, where they have no box.
+
+        Args:
+          gt_inds: See `HeadTargets`.
+          labels: Of the box that `gt_inds` calls; anything where it calls none. So are the others.
+          boxes: (..., 4), in the form that the head learns.
+          centerness: For heads that have one.
+        """
+        positive = gt_inds > 0
+        return HeadTargets(
+            gt_inds=gt_inds,
+            labels=jnp.where(positive, labels, self.num_classes),
+            label_weights=(gt_inds >= 0).astype(boxes.dtype),
+            bbox_targets=jnp.where(positive[..., None], boxes, 0),
+            bbox_weights=positive.astype(boxes.dtype),
+            centerness=None if centerness is None else jnp.where(positive, centerness, 0),
         )
-        last = self.num_classes - 1
-        labels = Rule(lambda x: x > last, f"must be from 0 to {last}, or negative for padding")
-        some = Rule(lambda x: x == 0, "every image is without ground truth")
-        count = reduce_sum(exists.sum(), axis_name)
-        return [
-            Expected("number of boxes", count, some),
-            Expected("gt_labels", gt_labels, labels),
-            Expected("gt_boxes", gt_boxes, BOXES, exists),
-            Expected("gt_boxes", gt_boxes, outside, exists),
-        ]
 
     def _check_fit(self, name: str, rows: int, pred: Any, target: Any) -> None:
         """Raises a ValueError unless the loss of that name takes what this head gives it."""
@@ -155,3 +267,31 @@ class Head(FrozenModule):
             raise self.value_error(
                 f"{what} and must give one number, which {loss!r} does not: {value}"
             )
+
+
+def as_shapes(name: str, shapes: Any, labels: jax.Array, dtype: Any) -> jax.Array:
+    """Heights and widths (B, 2) of images in `dtype`, over devices as the labels (B, G) are.
+
+    Raises: ValueError for another shape.
+    """
+    expected = (labels.shape[0], 2)
+    if np.shape(shapes) != expected:
+        raise ValueError(f"{name} must have shape {expected}, got {np.shape(shapes)}")
+    return sharded_as(jnp.asarray(shapes).astype(dtype), labels)
+
+
+def iou_of_positives(pred: jax.Array, target: jax.Array, bbox_weights: jax.Array) -> jax.Array:
+    """The quality of each prediction: the IoU with its box, without a gradient; 0 without a box."""
+    iou = overlaps(jax.lax.stop_gradient(pred), target, "iou", EPS)
+    return jnp.where(bbox_weights > 0, iou, 0)
+
+
+def _inside(image_shapes: Any, dtype: Any) -> Rule:
+    """The rule that boxes (B, G, 4) reach into their image, of height and width (B, 2)."""
+    height, width = jnp.moveaxis(jnp.asarray(image_shapes)[:, None], -1, 0).astype(dtype)
+
+    def outside(box: jax.Array) -> jax.Array:
+        x1, y1, x2, y2 = jnp.moveaxis(box, -1, 0)
+        return (x2 <= 0) | (y2 <= 0) | (x1 >= width) | (y1 >= height)
+
+    return Rule(outside, "lies outside its image")

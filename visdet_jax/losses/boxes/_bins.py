@@ -1,17 +1,66 @@
-"""What the losses of distributions over bins share."""
+"""What the losses of distributions over bins share: cross entropy with two neighbouring bins."""
 
+import jax
 import jax.numpy as jnp
 
+from visdet_jax.core.closed_form import closed_form
 from visdet_jax.core.rules import Rule
+from visdet_jax.core.softmax import log_sum_exp, softmax
+from visdet_jax.reduction import weight_without
 
 
-def logits_around(pred, left):
-    """The logits (..., 1) of the bins `left` (..., 1) and `left` + 1, or of the last there is."""
-    bins = (jnp.clip(left + i, 0, pred.shape[-1] - 1).astype(jnp.int32) for i in range(2))
-    return [jnp.take_along_axis(pred, i, axis=-1, mode="promise_in_bounds") for i in bins]
+def two_bins_cross_entropy(
+    pred: jax.Array,
+    bins: jax.Array,
+    right: jax.Array,
+    left: jax.Array,
+    missing: jax.Array,
+    weight: jax.Array | None,
+) -> jax.Array:
+    """left CE(pred, k) + right CE(pred, k + 1) with k = trunc(bins), times the weight.
+
+    Args:
+      pred: Logits (..., n + 1).
+      bins: (...), places among the bins 0 to n. A row whose place is -1 or below is ignored; a
+        k + 1 beyond the last bin counts as the last.
+      right, left: (...), the weights of the two bins, which may have a gradient.
+      missing: (...), the rows whose place is beyond the bins. They become NaN.
+      weight: (...), or None.
+
+    Returns: (...).
+    """
+    weight = weight_without(bins <= -1, weight, bins.shape)
+    weight = jnp.where(missing & (weight != 0), jnp.nan, weight).astype(pred.dtype)
+    # A row that is ignored, or NaN, needs a bin too: no index can be made of NaN.
+    first = jnp.trunc(jnp.where(bins >= 0, bins, 0))
+    of_rows = (x[..., None] for x in (first, right, left))
+    values: jax.Array = _two_bins(weight, pred, *of_rows)
+    return values
 
 
-def bins_of(pred):
+def _value(
+    pred: jax.Array, first: jax.Array, right: jax.Array, left: jax.Array, alone: bool = False
+) -> jax.Array:
+    m, log_sum = log_sum_exp(pred, -1, alone)
+    at_left, at_right = (
+        jnp.take_along_axis(pred, (first + i).astype(jnp.int32), axis=-1, mode="clip")
+        for i in range(2)
+    )
+    return (left * (log_sum - (at_left - m)) + right * (log_sum - (at_right - m))).squeeze(-1)
+
+
+def _derivative(pred: jax.Array, first: jax.Array, right: jax.Array, left: jax.Array) -> jax.Array:
+    last = pred.shape[-1] - 1
+    bins = jnp.arange(last + 1, dtype=pred.dtype).reshape((1,) * (pred.ndim - 1) + (-1,))
+    target = jnp.where(bins == first, left, 0)
+    target += jnp.where(bins == jnp.minimum(first + 1, last), right, 0)
+    return (left + right) * softmax(pred, axis=-1) - target
+
+
+_two_bins = closed_form(_value, _derivative, axis=-1, has_alone=True)
+
+
+def bin_rule(pred: jax.Array) -> Rule:
     """What a place among the bins of `pred` must be."""
     last = pred.shape[-1] - 1
     return Rule(

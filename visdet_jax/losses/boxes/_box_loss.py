@@ -30,25 +30,27 @@ def box_loss(formula: Formula[P]) -> WeightedLoss[P]:
 def loss_of_columns(formula: Formula[P], count: int, what: str) -> WeightedLoss[P]:
     """The loss of a formula that gets the `count` columns of pred and target.
 
-    Autodiff takes the derivative by each column, and the columns are stacked once. The derivative
-    by slices of pred would be `count` arrays of pred's shape, mostly zeros, that are added up.
+    Keep the derivative by columns, which autodiff takes and which are stacked once. The derivative
+    by slices of pred would be `count` arrays of pred's shape, mostly zeros, that are added up; on
+    a CPU it takes five times as long for GIoU (jax 0.10.2).
     """
+    of_columns: Callable[..., jax.Array] = formula
 
-    @functools.wraps(formula)
     def value(pred: jax.Array, target: jax.Array, **options: Any) -> jax.Array:
         check_boxes(pred, target, count, what)
-        return formula(columns(pred), columns(target), **options)
+        return of_columns(columns(pred), columns(target), **options)
 
     def derivative(pred: jax.Array, target: jax.Array, **options: Any) -> jax.Array:
         def value_of_columns(*pred: jax.Array) -> jax.Array:
-            return formula(pred, columns(target), **options)
+            return of_columns(pred, columns(target), **options)
 
         values, pullback = jax.vjp(value_of_columns, *columns(pred))
         return jnp.stack(pullback(jnp.ones_like(values)), axis=-1)
 
-    decorator = weighted_loss(derivative=derivative, axis=-1, weight_of_values=weight_of_boxes)
-    loss: WeightedLoss[P] = decorator(value)
-    return loss
+    functools.update_wrapper(value, formula)
+    loss: Any = weighted_loss(derivative=derivative, axis=-1, weight_of_values=weight_of_boxes)
+    weighted: WeightedLoss[P] = loss(value)
+    return weighted
 
 
 def check_boxes(pred: jax.Array, target: jax.Array, count: int = 4, what: str = "boxes") -> None:
@@ -68,6 +70,14 @@ def weight_of_boxes(boxes: jax.Array, weight: jax.Array) -> jax.Array:
     raise ValueError(
         f"weight must have shape {boxes.shape[:-1]} or {boxes.shape}, got {weight.shape}"
     )
+
+
+def smooth_near_0(error: jax.Array, width: Any) -> jax.Array:
+    """error² / (2 width) where error < width, and error - width / 2 elsewhere: smooth L1."""
+    # A minimum, not a `where` of both sides: the square of a large error overflows, and 0 × inf
+    # would be NaN in the gradient.
+    inner = jnp.minimum(error, width)
+    return 0.5 * inner * (inner / width) + (error - inner)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,13 +1,20 @@
-"""What may stand for the IoU in the losses of boxes: Inner-IoU and Focaler-IoU."""
+"""What may replace the IoU in the losses of boxes: Inner-IoU and Focaler-IoU."""
 
-from collections.abc import Callable
+import inspect
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 
 from visdet_jax.boxes._pairs import Columns, PairGeometry, pair_geometry
+from visdet_jax.core.docstrings import parse, with_arguments
 from visdet_jax.core.elementary import clamp, divide
-from visdet_jax.losses.boxes._box_loss import BoxLoss
+from visdet_jax.core.hyperparameters import Number
+from visdet_jax.core.jitted import errors_named
+from visdet_jax.losses.boxes._box_loss import BoxLoss, Formula, P, box_loss
+from visdet_jax.reduction import WeightedLoss
 
 
 def overlap_term(
@@ -15,39 +22,59 @@ def overlap_term(
     iou_of: Callable[[PairGeometry], jax.Array],
     pred: Columns,
     target: Columns,
-    inner_ratio: jax.Array | None = None,
-    focaler: tuple[jax.Array, jax.Array] | None = None,
+    inner_ratio: Number | None = None,
+    focaler: Sequence[Any] | None = None,
 ) -> jax.Array:
-    """`iou`, or what a loss has in its place.
-
-    inner: the IoU of the boxes, each scaled by `inner_ratio` about its centre. Below 1 it falls
-    faster for boxes that nearly match, above 1 it is not yet 0 for those that are apart.
-    focaler: clamp((IoU - d) / (u - d), 0, 1) with (d, u) = `focaler`: the slope is steeper
-    between d and u, and 0 outside. Both: the latter of the former.
+    """The term of a loss that says how far two boxes overlap: their IoU, or what replaces it.
 
     Args:
-      iou: of the boxes.
-      iou_of: the loss's own IoU of a `PairGeometry`.
-      pred, target: the boxes' columns.
-      inner_ratio: a number > 0, 1 for the IoU itself, or None.
-      focaler: two numbers (d, u) with d < u, the paper's (0, 0.95), or None.
-    Returns: (...), as `iou`.
-    Raises: ValueError where `focaler` is no pair.
-    Zhang et al. 2023, https://arxiv.org/abs/2311.02877, and 2024,
-    https://arxiv.org/abs/2401.10525
+      iou: (...), the IoU of the boxes.
+      iou_of: The loss's own IoU of a `PairGeometry`.
+      pred, target: The columns of the boxes.
+      inner_ratio: Replaces the IoU by Inner-IoU, that of both boxes scaled by this factor about
+        their centres; above 0. Below 1 it falls faster for boxes that nearly match; above 1 it is
+        not yet 0 for boxes that are a little apart; 1 and None leave the IoU as it is.
+      focaler: Two numbers (d, u) with d < u, which replace the IoU, or Inner-IoU, by Focaler-IoU:
+        clamp((IoU - d) / (u - d), 0, 1). The gradient is larger between d and u, and 0 outside.
+        The paper has (0, 0.95); (0, 1) and None leave the IoU as it is.
+
+    Returns: (...).
+    Raises: ValueError for a `focaler` that is no such pair.
+    Source: Inner-IoU: Zhang et al. 2023, https://arxiv.org/abs/2311.02877; Focaler-IoU: Zhang &
+      Zhang 2024, https://arxiv.org/abs/2401.10525
     """
     if inner_ratio is not None:
         iou = iou_of(pair_geometry(_scaled(pred, inner_ratio), _scaled(target, inner_ratio)))
     if focaler is None:
         return iou
-    if len(focaler) != 2:
-        raise ValueError(f"focaler must be a pair (d, u), got {len(focaler)} numbers")
+    _check_focaler(focaler)
     low, high = focaler
     return clamp(divide(iou - low, high - low), 0, 1)
 
 
-def _scaled(boxes, ratio):
-    """The boxes scaled about their centres, and by 1 bit for bit themselves."""
+def overlap_loss(formula: Formula[P]) -> WeightedLoss[P]:
+    """`box_loss` for a formula with the hyperparameters `inner_ratio` and `focaler`.
+
+    The docstring of the loss describes them as `overlap_term` does.
+    """
+    document = inspect.getdoc(formula)
+    names = [*parse(document).arguments, "inner_ratio", "focaler"]
+    formula.__doc__ = with_arguments(document, names, [inspect.getdoc(overlap_term) or ""])
+    return box_loss(formula)
+
+
+def _check_focaler(focaler: Sequence[Number]) -> None:
+    """Raises a ValueError unless these are two numbers of which, if known, the second is larger."""
+    if len(focaler) != 2:
+        raise ValueError(f"focaler must be a pair (d, u), got {len(focaler)} numbers")
+    low, high = focaler
+    is_known = not any(isinstance(number, jax.core.Tracer) for number in focaler)
+    if is_known and not -math.inf < low < high < math.inf:
+        raise ValueError(f"focaler must be a pair (d, u) with d < u, got {focaler!r}")
+
+
+def _scaled(boxes: Columns, ratio: Number) -> Columns:
+    """The boxes scaled about their centres; with ratio 1 they stay the same to the last bit."""
     x1, y1, x2, y2 = boxes
     margin = (1 - ratio) / 2
     dx, dy = margin * (x2 - x1), margin * (y2 - y1)
@@ -56,26 +83,13 @@ def _scaled(boxes, ratio):
 
 @dataclass(frozen=True, kw_only=True)
 class OverlapLoss(BoxLoss):
-    """Base of the losses of boxes whose IoU can be replaced; see `overlap_term`.
-
-    inner_ratio: of Inner-IoU. focaler: (d, u) of Focaler-IoU.
-    """
+    """Base of the losses of boxes whose IoU can be replaced; see `overlap_term`."""
 
     inner_ratio: float | None = None
     focaler: tuple[float, ...] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
-        if self.inner_ratio is not None:
-            self._raise_unless_positive("inner_ratio")
         if self.focaler is not None:
-            known = not any(isinstance(number, jax.Array) for number in self.focaler)
-            if len(self.focaler) != 2 or (known and not self.focaler[0] < self.focaler[1]):
-                raise self.value_error(
-                    f"focaler must be a pair (d, u) with d < u, got {self.focaler!r}"
-                )
-
-    @property
-    def term(self):
-        """The two as keywords."""
-        return {"inner_ratio": self.inner_ratio, "focaler": self.focaler}
+            with errors_named(type(self).__name__):
+                _check_focaler(self.focaler)

@@ -8,32 +8,42 @@ import jax.numpy as jnp
 from visdet_jax.boxes._pairs import pair_geometry
 from visdet_jax.core.dtypes import as_dtype, compute_dtype
 from visdet_jax.core.elementary import absolute, divide
+from visdet_jax.core.hyperparameters import NonNegative, Number, Positive
 from visdet_jax.core.jitted import jitted
-from visdet_jax.losses.boxes._box_loss import BoxLoss, check_boxes
-from visdet_jax.reduction import spread_weight, weight_reduce_loss
+from visdet_jax.losses.boxes._box_loss import BoxLoss, check_boxes, smooth_near_0
+from visdet_jax.reduction import Reduction, spread_weight, weight_reduce_loss
 from visdet_jax.registry import LOSSES
 
 
 @jitted
 def bounded_iou_loss(
-    pred, target, weight=None, *, beta=0.2, eps=1e-3, reduction="mean", avg_factor=None
-):
+    pred: jax.Array,
+    target: jax.Array,
+    weight: jax.Array | None = None,
+    *,
+    beta: Positive = 0.2,
+    eps: NonNegative = 1e-3,
+    reduction: Reduction = "mean",
+    avg_factor: Number | None = None,
+) -> jax.Array:
     """Smooth L1 of one minus the IoU that each of x, y, w, h alone would allow.
 
-    1 - max((w - 2 |dx|) / (w + 2 |dx|), 0), w the target's width and dx between the centres, the
-    same for y, and 1 - min(w / w', w' / w), w' pred's width, the same for h; of these e² / (2
-    beta) where e < beta, e - beta / 2 elsewhere.
+    For x the error e is 1 - max((w - 2 |dx|) / (w + 2 |dx|), 0), w the target's width and dx
+    between the centres; the same for y. For w it is 1 - min(w / w', w' / w), w' pred's width; the
+    same for h. Each costs e² / (2 beta) where e < beta, and e - beta / 2 elsewhere.
 
     No gradient flows into target.
 
     Args:
-      pred, target: boxes (..., 4) as x1, y1, x2, y2 in pixels.
-      weight: (...) or (..., 4), the latter by x, y, w, h.
-      beta: where the parabola ends, in units of IoU; > 0.
-      eps: added to the lengths that are divided by, in pixels.
-    Returns: (..., 4) of x, y, w, h, before the weight and the reduction.
+      pred, target: Boxes (..., 4) as x1, y1, x2, y2 in pixels.
+      weight: (...), or (..., 4), of x, y, w, h.
+      beta: Where the parabola ends, in units of IoU, above 0. Larger values lower the gradient of
+        boxes that nearly match.
+      eps: Added to the lengths that are divided by, in pixels, at least 0.
+
+    Returns: (..., 4) of x, y, w, h, reduced as `weight_reduce_loss` says.
     Raises: ValueError where the shapes differ or do not end in 4.
-    Tychsen-Smith & Petersson 2018, https://arxiv.org/abs/1711.00164
+    Source: Tychsen-Smith & Petersson 2018, https://arxiv.org/abs/1711.00164
     """
     dtype = compute_dtype(pred=pred, target=target)
     check_boxes(pred, target)
@@ -51,23 +61,14 @@ def bounded_iou_loss(
         errors.append(1 - jnp.maximum(divide(length - twice, length + twice + eps), 0))
     for side1, side2 in ((pair.width1, pair.width2), (pair.height1, pair.height2)):
         errors.append(1 - jnp.minimum(divide(side2, side1 + eps), divide(side1, side2 + eps)))
-    error = jnp.stack(errors, axis=-1)
-    inner = jnp.minimum(error, beta)
-    values = 0.5 * inner * (inner / beta) + (error - inner)
+    values = smooth_near_0(jnp.stack(errors, axis=-1), beta)
     return weight_reduce_loss(values, weight, reduction, avg_factor)
 
 
 @LOSSES.register_module()
 @dataclass(frozen=True, kw_only=True)
-class BoundedIoULoss(BoxLoss):
-    """Flax shim of `bounded_iou_loss`."""
+class BoundedIoULoss(BoxLoss, function=bounded_iou_loss):
+    """Bounded IoU loss: `bounded_iou_loss` with its hyperparameters as fields."""
 
     beta: float = 0.2
     eps: float = 1e-3
-
-    def __post_init__(self):
-        super().__post_init__()
-        self._raise_unless_positive("beta")
-
-    def compute(self, pred, target, weight, **reduce):
-        return bounded_iou_loss(pred, target, weight, beta=self.beta, eps=self.eps, **reduce)

@@ -12,13 +12,12 @@ from visdet_jax.boxes._pairs import Columns, PairGeometry, pair_geometry
 from visdet_jax.core.elementary import clamp_min, divide
 from visdet_jax.core.hyperparameters import NonNegative, Number, Positive
 from visdet_jax.core.warn import warn
-from visdet_jax.losses.boxes._box_loss import box_loss
-from visdet_jax.losses.boxes._iou_term import OverlapLoss, overlap_term
+from visdet_jax.losses.boxes._iou_term import OverlapLoss, overlap_loss, overlap_term
 from visdet_jax.reduction import Reduce
 from visdet_jax.registry import LOSSES
 
 
-@box_loss
+@overlap_loss
 def iou_loss(
     pred: Columns,
     target: Columns,
@@ -43,8 +42,6 @@ def iou_loss(
       linear: Deprecated spelling of mode="linear".
       mode: "linear", "square" or "log".
       eps: Least IoU, at least 0. With 0 boxes that do not overlap cost inf in log mode.
-      inner_ratio: Replaces the IoU by Inner-IoU; see `overlap_term`.
-      focaler: Replaces the IoU by Focaler-IoU; see `overlap_term`.
 
     Returns: (...), reduced as `weight_reduce_loss` says.
     Raises: ValueError for another mode, where the shapes differ or do not end in 4.
@@ -61,7 +58,7 @@ def iou_loss(
     return 1 - iou * iou if mode == "square" else -jnp.log(iou)
 
 
-@box_loss
+@overlap_loss
 def giou_loss(
     pred: Columns,
     target: Columns,
@@ -79,8 +76,6 @@ def giou_loss(
       pred, target: Boxes (..., 4) as x1, y1, x2, y2 in pixels.
       weight: (...), or (..., 4), of which the mean of the four counts.
       eps: Least area that is divided by, in pixels squared, at least 0.
-      inner_ratio: Replaces the IoU by Inner-IoU; see `overlap_term`.
-      focaler: Replaces the IoU by Focaler-IoU; see `overlap_term`.
 
     Returns: (...), from 0 (equal) to 2 (far apart), reduced as `weight_reduce_loss` says.
     Raises: ValueError where the shapes differ or do not end in 4.

@@ -1,9 +1,10 @@
-"""What V3Det's losses say of their classifier: its channels, scores and accuracy."""
+"""What a loss of V3Det knows of its classifier: its channels, scores and accuracy."""
 
 from typing import ClassVar
 
 import jax
 
+from visdet_jax.core.checks import as_labels
 from visdet_jax.losses.classification.accuracy import masked_accuracy
 from visdet_jax.losses.loss import Loss
 
@@ -23,12 +24,23 @@ class OwnClassifier(Loss):
     custom_accuracy: ClassVar[bool] = True
 
     def get_cls_channels(self, num_classes: int) -> int:
-        """The channels of a classifier of `num_classes` classes: one more with a softmax."""
+        """The channels of a classifier of `num_classes` classes: one more with a softmax.
+
+        Raises: ValueError where the loss was built for another number of classes.
+        """
         if num_classes != self.num_classes:
             raise self.value_error(f"built for {self.num_classes} classes, asked for {num_classes}")
         return num_classes if self.use_sigmoid else num_classes + 1
 
     def get_accuracy(self, cls_score: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
-        """`acc_classes`: the top-1 accuracy (1,) in percent over the foreground rows, 0 of none."""
-        fine = cls_score[:, : self.num_classes]
-        return {"acc_classes": masked_accuracy(fine, labels, labels < self.num_classes)}
+        """The top-1 accuracy of the foreground classes, in percent, as `acc_classes`.
+
+        Args:
+          cls_score: Outputs of the classifier (N, channels).
+          labels: Class indices (N,). Rows of `num_classes` and above, background, do not count.
+
+        Returns: {"acc_classes": (1,)}, 0 without a foreground row.
+        """
+        labels = as_labels("labels", labels)
+        scores, foreground = cls_score[:, : self.num_classes], labels < self.num_classes
+        return {"acc_classes": masked_accuracy(scores, labels, foreground)}

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from visdet_jax.core.hyperparameters import Count
 from visdet_jax.losses.classification._classifier import OwnClassifier
 from visdet_jax.losses.classification.cross_entropy import CrossEntropyLoss
 from visdet_jax.registry import LOSSES
@@ -16,23 +17,21 @@ class CrossEntropyCustomLoss(OwnClassifier, CrossEntropyLoss):
     """`CrossEntropyLoss` that also says how its classifier's outputs are read (V3Det).
 
     Args:
-      num_classes: of the foreground; the softmax form has one more channel, for background.
+      num_classes: Number of foreground classes. The softmax form has one more channel, for
+        background.
     """
 
-    num_classes: int
-
-    def __post_init__(self):
-        super().__post_init__()
-        self._raise_unless_positive("num_classes")
+    num_classes: Count
 
     def get_activation(self, cls_score: jax.Array) -> jax.Array:
         """Scores (N, num_classes + 1) of classes and background, of outputs (N, channels).
 
-        Softmax; or sigmoids, and for background what they leave of 1.
+        They are the softmax. With `use_sigmoid` they are sigmoids, and that of background is one
+        minus their sum, at least 0.
         """
-        fine = cls_score[:, : self.num_classes]
+        foreground = cls_score[:, : self.num_classes]
         if not self.use_sigmoid:
-            return jax.nn.softmax(jnp.concatenate([fine, cls_score[:, -1:]], axis=1), axis=1)
-        scores = jax.nn.sigmoid(fine)
+            return jax.nn.softmax(jnp.concatenate([foreground, cls_score[:, -1:]], axis=1), axis=1)
+        scores = jax.nn.sigmoid(foreground)
         background = jnp.clip(1 - scores.sum(1, keepdims=True), 0, 1)
         return jnp.concatenate([scores, background], axis=1)

@@ -1,37 +1,48 @@
 """Distillation: one classifier's outputs as the targets of another."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from visdet_jax.core.checks import check_same_shape
 from visdet_jax.core.dtypes import as_dtype, compute_dtype
+from visdet_jax.core.hyperparameters import AtLeastOne, Number
 from visdet_jax.core.jitted import jitted
 from visdet_jax.core.rules import LOGITS, Expected
 from visdet_jax.losses.loss import Loss
-from visdet_jax.reduction import spread_weight, weight_reduce_loss
+from visdet_jax.reduction import Reduction, spread_weight, weight_reduce_loss
 from visdet_jax.registry import LOSSES
 
 
 @jitted
 def knowledge_distillation_kl_div_loss(
-    pred, target, weight=None, *, T=10.0, detach_target=True, reduction="mean", avg_factor=None
-):
+    pred: jax.Array,
+    target: jax.Array,
+    weight: jax.Array | None = None,
+    *,
+    T: AtLeastOne = 10.0,
+    detach_target: bool = True,
+    reduction: Reduction = "mean",
+    avg_factor: Number | None = None,
+) -> jax.Array:
     """Kullback-Leibler divergence of a student's softened softmax from its teacher's.
 
-    T² / C Σ_c t_c (log t_c - log p_c), p = softmax(pred / T), t = softmax(target / T). Classes
-    are along axis 1.
+    T² / C Σ_c t_c (log t_c - log p_c), with p = softmax(pred / T) and t = softmax(target / T).
+    Classes are along axis 1.
 
     Args:
-      pred: the student's logits (N, C, ...).
-      target: the teacher's logits, pred's shape.
+      pred: Logits of the student, (N, C, ...).
+      target: Logits of the teacher, of pred's shape.
       weight: (N, ...).
-      T: the temperature; ≥ 1.
-      detach_target: no gradient flows into target.
-    Returns: (N, ...), before the weight and the reduction.
+      T: Temperature, at least 1. Larger values soften both distributions, so that classes of
+        small probability count more.
+      detach_target: No gradient flows into target.
+
+    Returns: (N, ...), reduced as `weight_reduce_loss` says.
     Raises: ValueError where the shapes differ or have one axis only.
-    Hinton et al. 2015, https://arxiv.org/abs/1503.02531
+    Source: Hinton et al. 2015, https://arxiv.org/abs/1503.02531
     """
     dtype = compute_dtype(pred=pred, target=target)
     check_same_shape(pred, target)
@@ -52,18 +63,10 @@ def knowledge_distillation_kl_div_loss(
 
 @LOSSES.register_module()
 @dataclass(frozen=True, kw_only=True)
-class KnowledgeDistillationKLDivLoss(Loss):
-    """Flax shim of `knowledge_distillation_kl_div_loss`."""
+class KnowledgeDistillationKLDivLoss(Loss, function=knowledge_distillation_kl_div_loss):
+    """Distillation loss: `knowledge_distillation_kl_div_loss`, without gradient into target."""
 
     T: float = 10.0
 
-    def __post_init__(self):
-        super().__post_init__()
-        if not isinstance(self.T, jax.Array) and self.T < 1:
-            raise self.value_error(f"T must be ≥ 1, got {self.T!r}")
-
-    def rules(self, pred, target, **extra):
+    def rules(self, pred: jax.Array, target: Any, **extra: Any) -> list[Expected]:
         return [Expected("pred", pred, LOGITS), Expected("target", target, LOGITS)]
-
-    def compute(self, pred, target, weight, **reduce):
-        return knowledge_distillation_kl_div_loss(pred, target, weight, T=self.T, **reduce)

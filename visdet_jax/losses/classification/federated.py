@@ -3,14 +3,22 @@
 import jax
 import jax.numpy as jnp
 
-from visdet_jax.core.checks import as_labels, check_array
+from visdet_jax.core.checks import as_labels
 from visdet_jax.core.dtypes import compute_dtype
+from visdet_jax.core.hyperparameters import Count, NonNegative
 from visdet_jax.core.jitted import jitted
 from visdet_jax.losses._class_targets import class_mask
 
 
 @jitted(static=("num_classes_sampled",))
-def federated_class_mask(key, labels, class_frequency, *, num_classes_sampled=50, power=0.5):
+def federated_class_mask(
+    key: jax.Array,
+    labels: jax.Array,
+    class_frequency: jax.Array,
+    *,
+    num_classes_sampled: Count = 50,
+    power: NonNegative = 0.5,
+) -> jax.Array:
     """Which classes count in a batch: those that are in it, and others drawn by their frequency.
 
     1 for the classes present in `labels`, and for as many others as make `num_classes_sampled` of
@@ -25,25 +33,23 @@ def federated_class_mask(key, labels, class_frequency, *, num_classes_sampled=50
     Detectron2 counts background among the classes present, so that it draws one fewer.
 
     Args:
-      key: a JAX random key.
-      labels: class indices of any shape; those outside [0, C), background, are no class.
-      class_frequency: (C,), images or instances of each class in the data set, ≥ 0. A class of
-        frequency 0 is never drawn.
-      num_classes_sampled: how many classes count; more where more are present, fewer where the
-        others have frequency 0. An integer, known when the program is compiled.
-      power: flattens the frequencies; 0 draws all alike.
+      key: A JAX random key.
+      labels: Class indices of any shape. Those outside [0, C), such as background, are no class.
+      class_frequency: (C,), the number of images or instances of each class in the data set, at
+        least 0. A class of frequency 0 is never drawn.
+      num_classes_sampled: How many classes count, at least 1: more where more are present, fewer
+        where the others have frequency 0. An integer, known when the program is compiled.
+      power: Exponent of the frequencies, at least 0. Larger values draw frequent classes more
+        often; 0 draws all alike.
+
     Returns: (C,) floats, 0 or 1.
-    Raises: ValueError where class_frequency is not (C,) or num_classes_sampled is not positive,
-      TypeError for labels that are floats.
-    Zhou et al. 2021 (CenterNet2), https://arxiv.org/abs/2103.07461
+    Raises: ValueError where class_frequency is not (C,), TypeError for labels that are floats.
+    Source: Zhou et al. 2021 (CenterNet2), https://arxiv.org/abs/2103.07461
     """
-    check_array("labels", labels)
-    labels = as_labels("labels", labels, labels.shape)
+    labels = as_labels("labels", labels)
     dtype = compute_dtype(class_frequency=class_frequency)
     if class_frequency.ndim != 1:
         raise ValueError(f"class_frequency must have shape (C,), got {class_frequency.shape}")
-    if num_classes_sampled < 1:
-        raise ValueError(f"num_classes_sampled must be ≥ 1, got {num_classes_sampled}")
     frequency = class_frequency.astype(dtype)
     classes = frequency.size
     present = class_mask(labels, classes).any(tuple(range(labels.ndim)))

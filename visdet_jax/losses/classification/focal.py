@@ -17,7 +17,7 @@ from visdet_jax.core.sigmoid import (
     sigmoid_parts,
     sigmoid_parts_in_derivative,
 )
-from visdet_jax.losses._class_targets import dense, of_each_class
+from visdet_jax.losses._class_targets import classwise_target_and_weight, dense_target
 from visdet_jax.losses.classification._classifier import OwnClassifier
 from visdet_jax.losses.loss import Loss
 from visdet_jax.reduction import Reduction, weight_reduce_loss
@@ -66,7 +66,7 @@ def sigmoid_focal_loss(
     """
     dtype = compute_dtype(pred=pred, target=target)
     pred = pred.astype(dtype)
-    target, weight = of_each_class(pred, target, weight)
+    target, weight = classwise_target_and_weight(pred, target, weight)
     focal = _focal_of_probabilities if activated else _focal_of_logits
     values = focal(
         weight,
@@ -86,7 +86,7 @@ def _alpha_weighted(t: jax.Array, alpha: Any, x: jax.Array) -> jax.Array:
 def _value(
     pred: jax.Array, target: jax.Array, gamma: Any, alpha: Any, poly_epsilon: Any
 ) -> jax.Array:
-    t, sigmoid = dense(pred, target), sigmoid_parts(pred)
+    t, sigmoid = dense_target(pred, target), sigmoid_parts(pred)
     miss = sigmoid.not_p * t + sigmoid.p * (1 - t)
     value = _alpha_weighted(t, alpha, power(miss, gamma)) * sigmoid.bce(t)
     return value if poly_epsilon is None else value + poly_epsilon * power(miss, gamma + 1)
@@ -95,7 +95,7 @@ def _value(
 def _derivative(
     pred: jax.Array, target: jax.Array, gamma: Any, alpha: Any, poly_epsilon: Any
 ) -> jax.Array:
-    t, sigmoid = dense(pred, target), sigmoid_parts_in_derivative(pred)
+    t, sigmoid = dense_target(pred, target), sigmoid_parts_in_derivative(pred)
     miss = sigmoid.not_p * t + sigmoid.p * (1 - t)
     d_miss = (1 - 2 * t) * sigmoid.d_p
     focal, d_focal = power_and_derivative(miss, gamma)
@@ -109,7 +109,7 @@ def _derivative(
 def _value_of_probabilities(
     pred: jax.Array, target: jax.Array, gamma: Any, alpha: Any, poly_epsilon: Any
 ) -> jax.Array:
-    t = dense(pred, target)
+    t = dense_target(pred, target)
     miss = (1 - pred) * t + pred * (1 - t)
     value = _alpha_weighted(t, alpha, power(miss, gamma)) * bce_with_probs(pred, t)
     return value if poly_epsilon is None else value + poly_epsilon * power(miss, gamma + 1)
@@ -118,7 +118,7 @@ def _value_of_probabilities(
 def _derivative_of_probabilities(
     pred: jax.Array, target: jax.Array, gamma: Any, alpha: Any, poly_epsilon: Any
 ) -> jax.Array:
-    t = dense(pred, target)
+    t = dense_target(pred, target)
     miss, d_miss = (1 - pred) * t + pred * (1 - t), 1 - 2 * t
     focal, d_focal = power_and_derivative(miss, gamma)
     d_value = focal * d_bce_with_probs(pred, t) + d_focal * d_miss * bce_with_probs(pred, t)
@@ -149,7 +149,7 @@ class FocalLoss(Loss, function=sigmoid_focal_loss):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._raise_without_sigmoid(self.use_sigmoid)
+        self._raise_without_sigmoid(self.use_sigmoid, instead="SoftmaxFocalLoss")
 
     def rules(self, pred: jax.Array, target: jax.Array, **extra: Any) -> list[Expected]:
         pred_rule = UNIT if self.activated else LOGITS

@@ -1,22 +1,28 @@
 """Seesaw loss, for classes of very different frequency."""
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from visdet_jax.core.checks import as_labels, check_array
+from visdet_jax.core.checks import as_labels
 from visdet_jax.core.devices import reduce_mean, reduce_sum
 from visdet_jax.core.dtypes import as_dtype, compute_dtype
 from visdet_jax.core.elementary import clamp_min, divide
 from visdet_jax.core.export import exportable
+from visdet_jax.core.hyperparameters import Count, NonNegative, Number
 from visdet_jax.core.jitted import jitted
 from visdet_jax.core.rules import LOGITS, Expected, classes
 from visdet_jax.losses.classification.accuracy import accuracy, masked_accuracy
 from visdet_jax.losses.classification.cross_entropy import cross_entropy
 from visdet_jax.losses.loss import StatefulLoss
-from visdet_jax.reduction import weight_reduce_loss, weight_without, zero_where_unweighted
+from visdet_jax.reduction import (
+    Reduction,
+    weight_reduce_loss,
+    weight_without,
+    zero_where_unweighted,
+)
 from visdet_jax.registry import LOSSES
 
 
@@ -25,63 +31,79 @@ class SeesawState(NamedTuple):
     """What seesaw loss remembers.
 
     cum_samples: (num_classes + 1,) the number of samples of each class so far, background last.
-      In float32, as in the reference: exact up to 2^24 = 16.8 million samples of a class; beyond
-      them a batch's single sample is rounded away, beyond 2^25 its two, and so on. The counts of
-      one batch are integers.
+      In float32, as in mmdet: exact up to 2^24 = 16.8 million samples of a class; beyond them a
+      batch's single sample is rounded away, beyond 2^25 its two, and so on. The counts of one
+      batch are integers.
     """
 
     cum_samples: jax.Array
 
 
 @jitted
-def seesaw_statistics(state, target, weight=None, *, axis_name=None):
+def seesaw_statistics(
+    state: SeesawState,
+    target: jax.Array,
+    weight: jax.Array | None = None,
+    *,
+    axis_name: str | tuple[str, ...] | None = None,
+) -> SeesawState:
     """The next state of `seesaw_loss`: the rows of each class are added.
 
     Args:
-      target: class indices (N,); one outside [0, num_classes] is not counted.
-      weight: (N,); a row of weight 0 is not counted.
-      axis_name: the mesh axis whose devices hold parts of the batch.
+      state: The state before this batch.
+      target: Class indices (N,). One outside [0, num_classes] is not counted.
+      weight: (N,). A row of weight 0 is not counted.
+      axis_name: The mesh axis, or axes, whose devices hold parts of the batch.
+
+    Returns: the next state.
+    Raises: ValueError where shapes do not fit, TypeError for class indices that are floats.
     """
     (cum_samples,) = state
-    check_array("target", target)
-    target = as_labels("target", target, target.shape[:1])
-    kept = weight_without(target < 0, weight, target.shape) != 0
+    target = as_labels("target", target)
+    if target.ndim != 1:
+        raise ValueError(f"target must have shape (N,), got {target.shape}")
+    counts = weight_without(target < 0, weight, target.shape) != 0
     is_class = jax.nn.one_hot(target, len(cum_samples), dtype=bool)
     # Integers: float32 would lose single rows of a batch beyond 2^24.
-    counts = reduce_sum((is_class & kept[:, None]).sum(0), axis_name)
-    return SeesawState(cum_samples + counts.astype(cum_samples.dtype))
+    samples = reduce_sum((is_class & counts[:, None]).sum(0), axis_name)
+    return SeesawState(cum_samples + samples.astype(cum_samples.dtype))
 
 
 @jitted
 def seesaw_ce_loss(
-    pred,
-    target,
-    weight=None,
+    pred: jax.Array,
+    target: jax.Array,
+    weight: jax.Array | None = None,
     *,
-    cum_samples,
-    p=0.8,
-    q=2.0,
-    eps=0.01,
-    reduction="mean",
-    avg_factor=None,
-):
+    cum_samples: jax.Array,
+    p: NonNegative = 0.8,
+    q: NonNegative = 2.0,
+    eps: NonNegative = 0.01,
+    reduction: Reduction = "mean",
+    avg_factor: Number | None = None,
+) -> jax.Array:
     """Cross entropy that punishes rare classes less for the samples of frequent ones.
 
-    -log(e^z_y / (e^z_y + Σ_{j≠y} M_j C_j e^z_j)), y the row's class, s = softmax(z),
-    M_j = min(1, n_j / n_y)^p with n the counts, at least 1: mitigation for a rarer class j;
-    C_j = max(1, s_j / max(s_y, eps))^q: compensation where j is mistaken for y. Both are constants
-    to the gradient.
+    -log(e^z_y / (e^z_y + Σ_{j≠y} M_j C_j e^z_j)), with y the row's class and s = softmax(z).
+    Mitigation M_j = min(1, n_j / n_y)^p, with n the counts, at least 1, is for a rarer class j.
+    Compensation C_j = max(1, s_j / max(s_y, eps))^q is where j is mistaken for y. Both are
+    constants to the gradient.
 
     Args:
-      pred: logits (N, C).
-      target: class indices (N,). A negative one costs 0, one of C or more makes the loss NaN.
+      pred: Logits (N, C).
+      target: Class indices (N,). A negative index costs 0, one of C or more makes the loss NaN.
       weight: (N,).
       cum_samples: (C,), the number of samples of each class so far.
-      p, q: how much mitigation and compensation, ≥ 0; both 0 is cross entropy.
-      eps: floor of the score s_y that is divided by.
-    Returns: (N,), before the weight and the reduction.
+      p: Exponent of mitigation, at least 0. With larger values a rare class is punished less for
+        the samples of frequent ones; 0 switches mitigation off.
+      q: Exponent of compensation, at least 0. With larger values a class is punished more where
+        it is mistaken for the row's; 0 switches compensation off. With p = q = 0 the loss is
+        cross entropy.
+      eps: Least score s_y that is divided by, at least 0. Larger values limit compensation.
+
+    Returns: (N,), reduced as `weight_reduce_loss` says.
     Raises: ValueError where shapes do not fit, TypeError for class indices that are floats.
-    Wang et al. 2021, https://arxiv.org/abs/2008.10032
+    Source: Wang et al. 2021, https://arxiv.org/abs/2008.10032
     """
     dtype = compute_dtype(pred=pred)
     if pred.ndim != 2 or cum_samples.shape != pred.shape[1:]:
@@ -98,7 +120,7 @@ def seesaw_ce_loss(
     # In log space nothing overflows, and p and q may be traced.
     log_n = jnp.log(clamp_min(jax.lax.stop_gradient(cum_samples).astype(dtype), 1))[None]
     log_s = jax.nn.log_softmax(jax.lax.stop_gradient(pred), axis=1)
-    # Not one_hot @ log_n, of which accelerators keep three digits by default.
+    # Keep this masked sum. Of one_hot @ log_n GPUs and TPUs keep three digits by default.
     log_n_own = jnp.where(own, log_n, 0).sum(1, keepdims=True)
     log_s_own = jnp.take_along_axis(log_s, index, axis=1)
     mitigation = p * jnp.minimum(log_n - log_n_own, 0)
@@ -112,35 +134,36 @@ def seesaw_ce_loss(
 
 @jitted
 def seesaw_loss(
-    pred,
-    target,
-    weight=None,
+    pred: jax.Array,
+    target: jax.Array,
+    weight: jax.Array | None = None,
     *,
-    state,
-    p=0.8,
-    q=2.0,
-    eps=0.01,
-    reduction="mean",
-    avg_factor=None,
-    axis_name=None,
-):
+    state: SeesawState,
+    p: NonNegative = 0.8,
+    q: NonNegative = 2.0,
+    eps: NonNegative = 0.01,
+    reduction: Reduction = "mean",
+    avg_factor: Number | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
+) -> dict[str, jax.Array]:
     """Seesaw loss of the class, and cross entropy of object against background.
 
     `seesaw_ce_loss` over the rows that are no background, their mean over those of them that have
     a weight other than 0; `cross_entropy` of the last two channels over all rows.
 
     Args:
-      pred: logits (N, C + 2): classes, object, background.
-      target: class indices (N,), C for background. A negative one costs 0, one above C makes the
-        loss of objectness NaN.
+      pred: Logits (N, C + 2): classes, object, background.
+      target: Class indices (N,), C for background. A negative index costs 0, one above C makes
+        the loss of objectness NaN.
       weight: (N,).
       state: `SeesawState` of `seesaw_statistics`, this batch included.
-      p, q, eps: see `seesaw_ce_loss`.
-      axis_name: the mesh axis whose devices hold parts of the batch.
-    Returns: a dict of `loss_cls_objectness` and `loss_cls_classes`, each (N,) before the
-      reduction; the latter is 0 in rows of background.
+      p, q, eps: As in `seesaw_ce_loss`.
+      axis_name: The mesh axis, or axes, whose devices hold parts of the batch.
+
+    Returns: a dict of `loss_cls_objectness` and `loss_cls_classes`, each reduced from (N,); the
+      latter is 0 in rows of background.
     Raises: ValueError where shapes do not fit, TypeError for class indices that are floats.
-    Wang et al. 2021, https://arxiv.org/abs/2008.10032
+    Source: Wang et al. 2021, https://arxiv.org/abs/2008.10032
     """
     (cum_samples,) = state
     classes = len(cum_samples) - 1
@@ -150,7 +173,7 @@ def seesaw_loss(
     rows = pred.shape[:1]
     target = as_labels("target", target, rows)
     background = jnp.where(target > classes, 2, (target == classes).astype(jnp.int32))
-    objectness = cross_entropy(
+    loss_of_objectness = cross_entropy(
         pred[:, classes:],
         jnp.where(target < 0, -1, background),
         weight,
@@ -170,29 +193,30 @@ def seesaw_loss(
         reduction="none",
     )
     if reduction == "mean" and avg_factor is None:
-        count = reduce_mean((weight != 0).sum().astype(values.dtype), axis_name)
-        of_classes = divide(values.sum(), count)
+        objects = reduce_mean((weight != 0).sum().astype(values.dtype), axis_name)
+        loss_of_classes = divide(values.sum(), objects)
     else:
-        of_classes = weight_reduce_loss(values, None, reduction, avg_factor)
-    return {"loss_cls_objectness": objectness, "loss_cls_classes": of_classes}
+        loss_of_classes = weight_reduce_loss(values, None, reduction, avg_factor)
+    return {"loss_cls_objectness": loss_of_objectness, "loss_cls_classes": loss_of_classes}
 
 
 @LOSSES.register_module()
 @dataclass(frozen=True, kw_only=True)
-class SeesawLoss(StatefulLoss):
-    """Flax shim of `seesaw_loss` and `seesaw_statistics`, which is called first.
+class SeesawLoss(StatefulLoss, function=(seesaw_ce_loss, seesaw_loss)):
+    """Seesaw loss: `seesaw_loss`, after `seesaw_statistics`.
 
-    The weight may be called `label_weights`, as in the reference.
+    The weight may be called `label_weights`, as in mmdet.
 
     Args:
-      num_classes: of the foreground.
-      return_dict: both losses by name; their sum otherwise.
+      use_sigmoid: Must be False.
+      num_classes: Number of foreground classes, at least 1.
+      return_dict: Gives both losses by name; their sum otherwise.
     """
 
     use_sigmoid: bool = False
     p: float = 0.8
     q: float = 2.0
-    num_classes: int = 1203
+    num_classes: Count = 1203
     eps: float = 1e-2
     return_dict: bool = True
 
@@ -200,40 +224,36 @@ class SeesawLoss(StatefulLoss):
     custom_activation: ClassVar[bool] = True
     custom_accuracy: ClassVar[bool] = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.use_sigmoid:
             raise self.value_error("use_sigmoid must be False: there is no sigmoid form")
-        self._raise_unless_positive("num_classes")
-        for name in ("p", "q", "eps"):
-            value = getattr(self, name)
-            if not isinstance(value, jax.Array) and not value >= 0:
-                raise self.value_error(f"{name} must be ≥ 0, got {value!r}")
 
-    def init(self):
+    def init(self) -> SeesawState:
         return SeesawState(jnp.zeros(self.num_classes + 1))
 
-    def rules(self, pred, target, **extra):
+    def rules(self, pred: jax.Array, target: Any, **extra: Any) -> list[Expected]:
         labels = classes(self.num_classes, background=True)
         return [Expected("pred", pred, LOGITS), Expected("target", target, labels)]
 
-    def step(self, state, pred, target, weight, *, label_weights=None, axis_name=None, **reduce):
-        weight = self.one_of(weight=weight, label_weights=label_weights)
-        state = seesaw_statistics(state, target, weight, axis_name=axis_name)
-        parts = seesaw_loss(
-            pred,
-            target,
-            weight,
-            state=state,
-            p=self.p,
-            q=self.q,
-            eps=self.eps,
-            axis_name=axis_name,
-            **reduce,
-        )
-        if not self.return_dict:
-            parts = parts["loss_cls_classes"] + parts["loss_cls_objectness"]
-        return parts, state
+    def step(
+        self,
+        state: SeesawState,
+        pred: jax.Array,
+        target: jax.Array,
+        weight: jax.Array | None,
+        *,
+        label_weights: jax.Array | None = None,
+        axis_name: str | tuple[str, ...] | None = None,
+        **reduce: Any,
+    ) -> tuple[Any, SeesawState]:
+        batch = target, self.one_of(weight=weight, label_weights=label_weights)
+        state = seesaw_statistics(state, *batch, axis_name=axis_name)
+        options = self.settings | reduce | {"axis_name": axis_name}
+        losses = seesaw_loss(pred, *batch, state=state, **options)
+        if self.return_dict:
+            return losses, state
+        return losses["loss_cls_classes"] + losses["loss_cls_objectness"], state
 
     def get_cls_channels(self, num_classes: int) -> int:
         """The channels of a classifier of `num_classes` classes: object and background besides."""
@@ -246,21 +266,23 @@ class SeesawLoss(StatefulLoss):
 
         The softmax over the classes times the probability of an object, and that of none.
         """
-        classes, objectness = self._split(cls_score)
+        classes, objectness = self._classes_and_objectness(cls_score)
         objectness = jax.nn.softmax(objectness, axis=-1)
         classes = jax.nn.softmax(classes, axis=-1) * objectness[..., :1]
         return jnp.concatenate([classes, objectness[..., 1:]], axis=-1)
 
     def get_accuracy(self, cls_score: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
         """Top-1 accuracies in percent: `acc_objectness`, and `acc_classes` over the objects."""
-        classes, objectness = self._split(cls_score)
+        classes, objectness = self._classes_and_objectness(cls_score)
+        labels = as_labels("labels", labels)
         is_background = (labels == self.num_classes).astype(jnp.int32)
         return {
             "acc_objectness": accuracy(objectness, is_background),
             "acc_classes": masked_accuracy(classes, labels, labels < self.num_classes),
         }
 
-    def _split(self, cls_score):
+    def _classes_and_objectness(self, cls_score: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The logits of the classes, and those of object and background."""
         if cls_score.shape[-1] != self.num_classes + 2:
             raise self.value_error(
                 f"outputs must have {self.num_classes + 2} channels: {cls_score.shape}"

@@ -1,171 +1,152 @@
 """IoU-aware binary cross entropy, of Align-DETR."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from visdet_jax.core.checks import as_labels, check_array
-from visdet_jax.core.closed_form import closed_form
 from visdet_jax.core.devices import replicated
 from visdet_jax.core.dtypes import as_dtype, compute_dtype
 from visdet_jax.core.elementary import clamp_min
-from visdet_jax.core.hyperparameters import Exponent
+from visdet_jax.core.hyperparameters import Exponent, Fraction, Number, Positive
 from visdet_jax.core.jitted import jitted
-from visdet_jax.core.power import power, power_and_derivative
-from visdet_jax.core.sigmoid import sigmoid_parts, sigmoid_parts_in_derivative
+from visdet_jax.core.power import power
 from visdet_jax.losses.quality._quality import (
     QualityLoss,
+    cross_entropy_of_quality,
     floats_and_quality,
-    is_positive,
-    of_classes,
-    weight_of_rows,
+    weight_column,
 )
-from visdet_jax.reduction import weight_reduce_loss
+from visdet_jax.reduction import Reduction, weight_reduce_loss
 from visdet_jax.registry import LOSSES
 
 
 @jitted
 def iou_aware_bce_loss(
-    pred,
-    target,
-    weight=None,
+    pred: jax.Array,
+    target: Any,
+    weight: jax.Array | None = None,
     *,
-    alpha=0.25,
+    alpha: Fraction = 0.25,
     gamma: Exponent = 2.0,
-    tau=None,
-    gt_inds=None,
-    reduction="mean",
-    avg_factor=None,
-):
+    tau: Positive | None = None,
+    gt_inds: jax.Array | None = None,
+    reduction: Reduction = "mean",
+    avg_factor: Number | None = None,
+) -> jax.Array:
     """Cross entropy with a mean of a box's score and its IoU as its target.
 
-    Σ over classes of BCE(p, t) at a row's class, with t its `iou_aware_quality`, and
-    p^gamma BCE(p, 0) elsewhere, p = sigmoid(pred). With tau, where several rows are matched to
-    one object, t is also multiplied by their `rank_weight`.
+    Σ over classes of BCE(p, t) at a row's class, with t its `iou_aware_quality`, and of
+    p^gamma BCE(p, 0) elsewhere, with p = sigmoid(pred). With tau, where several rows are matched
+    to one object, t is also multiplied by their `rank_weight`.
 
-    t is a constant to the gradient, p^gamma is not. In terms of logits, as rf-detr has it: finite
-    for all (Align-DETR's logarithms are NaN once 1 - p is 0, at logits of 17 in float32).
+    t is a constant to the gradient, p^gamma is not. Computed from logits, as in rf-detr, so that
+    it is finite for all (Align-DETR's logarithms are NaN once 1 - p is 0, at logits of 17 in
+    float32).
 
     Args:
-      pred: logits (..., C).
+      pred: Logits (..., C).
       target: (label, iou), class indices (...) and IoUs (...) in [0, 1], every label outside
         [0, C) being background.
       weight: (...). Rows of weight 0 have no rank.
-      alpha: share of the score in t, that of the IoU being 1 - alpha; in [0, 1].
-      gamma: how much less for negatives that are classified well.
-      tau: see `rank_weight`; Align-DETR has 1.5. None for one row an object.
-      gt_inds: see `rank_weight`; needed with tau.
-    Returns: (...), summed over the classes, before the weight and the reduction.
+      alpha: Exponent of the score in t, in [0, 1]; that of the IoU is 1 - alpha. Larger values
+        bring t closer to the score.
+      gamma: Focusing exponent of the negatives, at least 0. Larger values down-weight easy
+        negatives more; with 0 all count alike.
+      tau: Makes rows count that are not the best of their object, above 0; see `rank_weight`.
+        Align-DETR has 1.5. None is for one row an object.
+      gt_inds: The object of each row, see `rank_weight`; needed with tau.
+
+    Returns: (...), summed over the classes, reduced as `weight_reduce_loss` says.
     Raises: ValueError where shapes do not fit, or for tau without gt_inds; TypeError for a target
       that is no pair.
-    Cai et al. 2023 (Align-DETR), https://arxiv.org/abs/2304.07527
+    Source: Cai et al. 2023 (Align-DETR), https://arxiv.org/abs/2304.07527
     """
     if not isinstance(target, tuple | list):
         raise TypeError(f"target must be (label, iou), got {type(target).__name__}")
     pred, (label, iou) = floats_and_quality(pred, target)
-    gamma, weight = as_dtype(pred.dtype, gamma), weight_of_rows(weight, pred)
+    one, gamma = as_dtype(pred.dtype, 1.0, gamma)
+    weight = weight_column(weight, pred)
     quality = iou_aware_quality(pred, label[..., 0], iou[..., 0], alpha=alpha)
     if tau is not None:
         if gt_inds is None:
             raise ValueError("gt_inds must say which rows are of one object: tau is given")
         check_array("gt_inds", gt_inds)
-        ranked = (label >= 0) & (label < pred.shape[-1])
-        ranked = (ranked if weight is None else ranked & (weight != 0))[..., 0]
-        if gt_inds.shape == ranked.shape:  # if not, rank_weight says so
-            gt_inds = jnp.where(ranked, gt_inds, 0)
+        is_ranked = (label >= 0) & (label < pred.shape[-1])
+        is_ranked = (is_ranked if weight is None else is_ranked & (weight != 0))[..., 0]
+        if gt_inds.shape == is_ranked.shape:  # If it is not, rank_weight raises.
+            gt_inds = jnp.where(is_ranked, gt_inds, 0)
         quality *= rank_weight(quality, gt_inds, tau=tau)
-    values = _weighed(weight, pred, gamma, label, quality[..., None])
+    values = cross_entropy_of_quality(weight, pred, (label, quality[..., None]), one, gamma)
     return weight_reduce_loss(values.sum(-1), None, reduction, avg_factor)
 
 
-def _value(pred, gamma, *quality):
-    t = of_classes(pred, *quality)
-    _, p, _, tail = sigmoid_parts(pred)
-    focal = jnp.where(is_positive(pred, *quality), 1, power(p, gamma))
-    return focal * ((jnp.maximum(pred, 0) - t * pred) + tail)
-
-
-def _derivative(pred, gamma, *quality):
-    t = of_classes(pred, *quality)
-    _, p, not_p, tail = sigmoid_parts_in_derivative(pred)
-    bce = (jnp.maximum(pred, 0) - t * pred) + tail
-    focal, by_p = power_and_derivative(p, gamma)
-    negative = focal * p + by_p * p * not_p * bce
-    return jnp.where(is_positive(pred, *quality), p * (1 - t) - not_p * t, negative)
-
-
-_weighed = closed_form(_value, _derivative)
-
-
 @jitted
-def iou_aware_quality(pred, label, iou, *, alpha=0.25):
+def iou_aware_quality(
+    pred: jax.Array, label: jax.Array, iou: jax.Array, *, alpha: Fraction = 0.25
+) -> jax.Array:
     """How good each row is for its class: max(p^alpha IoU^(1 - alpha), 0.01).
 
     A constant to the gradient of pred and iou.
 
     Args:
-      pred: logits (..., C), p being their sigmoids.
-      label: class indices (...). Of labels outside [0, C) the result means nothing.
+      pred: Logits (..., C), p being their sigmoids.
+      label: Class indices (...). Of labels outside [0, C) the result means nothing.
       iou: (...) in [0, 1].
-      alpha: share of the score, in [0, 1].
-    Returns: (...).
+      alpha: Exponent of the score p, in [0, 1]; that of the IoU is 1 - alpha. Larger values bring
+        the result closer to the score.
+
+    Returns: (...), in [0.01, 1].
     Raises: ValueError where shapes do not fit.
-    Cai et al. 2023, https://arxiv.org/abs/2304.07527
+    Source: Cai et al. 2023, https://arxiv.org/abs/2304.07527
     """
     pred, (label, iou) = jax.lax.stop_gradient(floats_and_quality(pred, (label, iou)))
     alpha = as_dtype(pred.dtype, alpha)
-    index = jnp.clip(label, 0, pred.shape[-1] - 1)
-    own = jnp.take_along_axis(pred, index, axis=-1, mode="promise_in_bounds")[..., 0]
-    return clamp_min(power(jax.nn.sigmoid(own), alpha) * power(iou[..., 0], 1 - alpha), 0.01)
+    p = jax.nn.sigmoid(jnp.take_along_axis(pred, label, axis=-1, mode="clip")[..., 0])
+    return clamp_min(power(p, alpha) * power(iou[..., 0], 1 - alpha), 0.01)
 
 
 @jitted
-def rank_weight(quality, gt_inds, *, tau=1.5):
-    """Less for rows that are not the best of their object: exp(-rank / tau).
+def rank_weight(quality: jax.Array, gt_inds: jax.Array, *, tau: Positive = 1.5) -> jax.Array:
+    """A smaller weight for rows that are not the best of their object: exp(-rank / tau).
 
     The rank is a row's place among the rows of the same object in the last axis: 0 for that of
-    the largest quality, and the earlier first among equals. Align-DETR multiplies with it both
-    t of `iou_aware_bce_loss` and its box losses. No gradient.
+    the largest quality, and the earlier first among equals. Align-DETR multiplies both t of
+    `iou_aware_bce_loss` and its box losses with it. No gradient.
 
     Args:
       quality: (..., N), as `iou_aware_quality` gives it for the N boxes of an image.
-      gt_inds: integers (..., N), k for the k-th object, 0 for background, whose weight is 1.
-      tau: the larger, the more the others count.
+      gt_inds: Integers (..., N), k for the k-th object, 0 for background, whose weight is 1.
+      tau: Rank at which the weight is 1 / e, above 0. With larger values the rows after the best
+        count more.
+
     Returns: (..., N), in (0, 1].
     Raises: ValueError where shapes do not fit, TypeError for gt_inds that are floats.
-    Cai et al. 2023, https://arxiv.org/abs/2304.07527
+    Source: Cai et al. 2023, https://arxiv.org/abs/2304.07527
     """
     check_array("quality", quality)
     gt_inds = as_labels("gt_inds", gt_inds, quality.shape)
     dtype = compute_dtype(quality=quality)
     quality = jax.lax.stop_gradient(quality.astype(dtype))[..., None]
-    others, theirs = (jnp.swapaxes(replicated(x), -1, -2) for x in (quality, gt_inds[..., None]))
-    row = jax.lax.broadcasted_iota(jnp.int32, others.shape, others.ndim - 1)
-    earlier = row < jnp.swapaxes(row, -1, -2)
-    better = (others > quality) | ((others == quality) & earlier)
-    same = (theirs == gt_inds[..., None]) & (theirs > 0)
-    rank = (better & same).sum(-1, dtype=dtype)
+    gt_inds = gt_inds[..., None]
+    other_quality, other_gt_inds = (
+        jnp.swapaxes(replicated(x), -1, -2) for x in (quality, gt_inds)
+    )
+    row = jax.lax.broadcasted_iota(jnp.int32, other_quality.shape, other_quality.ndim - 1)
+    is_earlier = row < jnp.swapaxes(row, -1, -2)
+    is_better = (other_quality > quality) | ((other_quality == quality) & is_earlier)
+    is_same_object = (other_gt_inds == gt_inds) & (other_gt_inds > 0)
+    rank = (is_better & is_same_object).sum(-1, dtype=dtype)
     return jnp.exp(-rank / as_dtype(dtype, tau))
 
 
 @LOSSES.register_module()
 @dataclass(frozen=True, kw_only=True)
-class IoUAwareBCELoss(QualityLoss):
-    """Flax shim of `iou_aware_bce_loss`; with tau a call needs the keyword `gt_inds`."""
+class IoUAwareBCELoss(QualityLoss, function=iou_aware_bce_loss):
+    """IoU-aware loss: `iou_aware_bce_loss`; with tau a call needs the keyword `gt_inds`."""
 
     alpha: float = 0.25
     gamma: float = 2.0
     tau: float | None = None
-
-    def compute(self, pred, target, weight, gt_inds=None, **reduce):
-        return iou_aware_bce_loss(
-            pred,
-            target,
-            weight,
-            alpha=self.alpha,
-            gamma=self.gamma,
-            tau=self.tau,
-            gt_inds=gt_inds,
-            **reduce,
-        )

@@ -1,8 +1,7 @@
-"""What the losses of pairs of rotated boxes share: the check of their inputs and their weights."""
+"""What the losses of rotated boxes share: their decorator, their bound and their base class."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ParamSpec
+from typing import Any, ParamSpec
 
 import jax
 
@@ -17,37 +16,35 @@ P = ParamSpec("P")
 def rotated_loss(formula: Formula[P]) -> WeightedLoss[P]:
     """Decorator that makes a loss of a formula of rotated boxes; see `box_loss`.
 
-    The formula gets the columns x, y, w, h, angle of pred and target. The loss takes boxes
-    (..., 5), and weights (...) or (..., 5), the latter by their mean.
+    The formula gets the columns x, y, w, h, angle of pred and target, each (...), and returns
+    values (...). The loss takes boxes (..., 5), and weights (...) or (..., 5), the latter by their
+    mean.
     """
     return loss_of_columns(formula, 5, "rotated boxes")
 
 
-def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    """Raises a ValueError unless `value` is one of `choices`."""
-    if value not in choices:
-        listed = ", ".join(repr(choice) for choice in choices)
-        raise ValueError(f"{name} must be one of {listed}; got {value!r}")
-
-
 @jax.custom_jvp
 def bounded(distance: jax.Array, tau: jax.Array) -> jax.Array:
-    """1 - 1 / (tau + distance), as a fraction: for tau = 1 small distances keep their digits.
+    """1 - 1 / (tau + distance), which is below 1 for every distance.
 
-    The slope of that fraction would be a difference without any for large ones.
+    Keep the fraction: for tau = 1 the difference above has lost the digits of small distances. Keep
+    the derivative by hand: the fraction's own is a difference that has lost the digits of large
+    distances.
     """
     return (tau - 1 + distance) / (tau + distance)
 
 
 @bounded.defjvp
-def _bounded_jvp(primals, tangents):
-    root = 1 / (primals[0] + primals[1])
-    return bounded(*primals), root * root * (tangents[0] + tangents[1])
+def _bounded_jvp(primals: Any, tangents: Any) -> Any:
+    distance, tau = primals
+    d_distance, d_tau = tangents
+    root = 1 / (distance + tau)
+    return bounded(distance, tau), root * root * (d_distance + d_tau)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RotatedLoss(Loss):
     """Base of the losses of rotated boxes."""
 
-    def rules(self, pred, target, **extra):
+    def rules(self, pred: jax.Array, target: Any, **extra: Any) -> list[Expected]:
         return [Expected("pred", pred, ROTATED_BOXES), Expected("target", target, ROTATED_BOXES)]

@@ -1,0 +1,160 @@
+"""What the assigners on priors share: golden cases, no boxes, padding, memory, errors."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+from detectors.assigners.assigner_cases import (
+    EDGE_CONFIG,
+    IMAGES,
+    LEVEL_SIZES,
+    MOST_BOXES,
+    RANDOM_CONFIG,
+    edge_keys,
+    random_image,
+    random_keys,
+)
+from programs import temporary_bytes
+from visdet_jax.detectors import (
+    AnchorGenerator,
+    Assigner,
+    MlvlPointGenerator,
+    atss_assign,
+    fcos_assign,
+    max_iou_assign,
+)
+from visdet_jax.detectors.assigners.assigner import pick, without_padding
+
+FAMILIES = ("maxiou", "atss", "fcos")  # each replayed in a file of its own
+
+
+def test_all_golden_cases_are_replayed():
+    assert sum(len(random_keys(family)) for family in FAMILIES) == len(RANDOM_CONFIG["cases"]) == 76
+    assert sum(len(edge_keys(family)) for family in FAMILIES) == len(EDGE_CONFIG["cases"]) == 17
+
+
+def test_the_random_images_try_what_matters():
+    images = [random_image(seed) for seed in IMAGES]
+    counts = {len(real) for _, _, _, real, _ in images}
+    assert {0, 1, MOST_BOXES} <= counts
+    assert {0, sum(LEVEL_SIZES)} <= {int(valid.sum()) for *_, valid in images}
+    assert any(len(real) and real[0] > 0 for _, _, _, real, _ in images)  # padding first
+
+
+def assign_all(boxes, labels, size=4):
+    """The three assigners' results for the same boxes, on `size` x `size` cells of 8 pixels."""
+    sizes = ((size, size),)
+    priors = AnchorGenerator(strides=(8,), ratios=(1.0,), scales=(4,)).grid(sizes).priors
+    points = MlvlPointGenerator(strides=(8,)).grid(sizes).priors
+    count = size * size
+    level = {"strides": np.full(count, 8), "regress_ranges": np.tile([[-1, 1e8]], (count, 1))}
+    level = {key: value.astype(np.float32) for key, value in level.items()}
+    return (
+        max_iou_assign(priors, boxes, labels),
+        atss_assign(priors, boxes, labels, level_sizes=(count,)),
+        fcos_assign(points, boxes, labels, **level),
+    )
+
+
+NO_BOXES = np.zeros((0, 4), np.float32), np.zeros(0, np.int32)
+PADDING = np.full((3, 4), np.nan, np.float32), np.full(3, -1, np.int32)
+
+
+@pytest.mark.parametrize("nothing", [NO_BOXES, PADDING], ids=["no rows", "padding alone"])
+def test_no_box_at_all(nothing):
+    for found in assign_all(*nothing):
+        np.testing.assert_array_equal(found.gt_inds, 0)
+        np.testing.assert_array_equal(found.labels, -1)
+        np.testing.assert_array_equal(found.max_overlaps, 0)
+
+
+def test_no_prior_at_all():
+    for found in assign_all(np.ones((1, 4), np.float32), np.zeros(1, np.int32), size=0):
+        for x in found:
+            assert x.shape == (0,)
+
+
+@pytest.mark.parametrize("assign", [max_iou_assign, atss_assign])
+def test_the_matrix_of_all_ious_is_never_made(assign):
+    """The boxes are visited one by one; see `visit_boxes`."""
+    count = 20_000
+    priors, level = np.zeros((count, 4), np.float32), {}
+    if assign is atss_assign:
+        level = {"level_sizes": (count,)}
+
+    boxes, labels = np.zeros((64, 4), np.float32), np.zeros(64, np.int32)
+    needed = temporary_bytes(lambda *args: assign(priors, *args, **level), boxes, labels)
+    matrix = 4 * 64 * count
+    assert needed < matrix / 4
+
+
+@pytest.mark.parametrize("assign", [max_iou_assign, atss_assign])
+def test_the_ground_truth_may_vary_over_devices_while_the_priors_do_not(assign):
+    """Inside `shard_map` a loop's state has to vary from its start on; see `unassigned`."""
+    images = [random_image(seed) for seed in range(2)]
+    priors, options = images[0][0].astype(np.float32), {}
+    if assign is atss_assign:
+        options = {"level_sizes": LEVEL_SIZES}
+    boxes = np.stack([image[1] for image in images]).astype(np.float32)
+    labels = np.stack([image[2] for image in images])
+
+    def gt_inds(boxes, labels):
+        return assign(priors, boxes[0], labels[0], **options).gt_inds[None]
+
+    mesh = jax.make_mesh((2,), ("images",), (AxisType.Auto,), devices=jax.devices()[:2])
+    spread = P("images")
+    mapped = jax.shard_map(gt_inds, mesh=mesh, in_specs=(spread, spread), out_specs=spread)
+    expected = np.concatenate([gt_inds(boxes[i : i + 1], labels[i : i + 1]) for i in range(2)])
+    np.testing.assert_array_equal(mapped(boxes, labels), expected)
+
+
+def test_pick():
+    values = jnp.arange(6.0).reshape(3, 2)
+    picked = pick(values, jnp.array([3, 1, 0, -2]))
+    np.testing.assert_array_equal(picked, [[4, 5], [0, 1], [0, 1], [0, 1]])
+    np.testing.assert_array_equal(pick(jnp.arange(3), jnp.array([2, 0])), [1, 0])
+
+
+def test_without_padding():
+    boxes = np.array([[[1, 2, 3, 4], [np.nan] * 4]], np.float16)
+    for labels in (np.array([[7, -3]]), np.array([[7, -3]], np.int8)):
+        cleaned, kept = without_padding(boxes, labels, jnp.float32)
+        np.testing.assert_array_equal(cleaned, [[[1, 2, 3, 4], [0] * 4]])
+        assert cleaned.dtype == jnp.float32
+        np.testing.assert_array_equal(kept, labels)
+        assert kept.dtype == jnp.int32
+    none = np.zeros((5, 0, 4), np.float32), np.zeros((5, 0), np.uint8)
+    cleaned, kept = without_padding(*none, jnp.float32)
+    assert cleaned.shape == (5, 1, 4)
+    np.testing.assert_array_equal(kept, np.full((5, 1), -1))
+
+
+BOXES, LABELS = np.zeros((2, 4), np.float32), np.zeros(2, np.int32)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((BOXES[:, :2], BOXES, LABELS), ValueError, r"priors must have shape \(N, 4\), got"),
+        ((BOXES, BOXES[0], LABELS), ValueError, r"gt_boxes must have shape \(G, 4\), got \(4,\)"),
+        ((BOXES, BOXES, LABELS[:1]), ValueError, r"gt_labels must have shape \(2,\), got \(1,\)"),
+        ((BOXES, BOXES, LABELS * 1.0), TypeError, "gt_labels must hold integer class indices"),
+        ((BOXES, BOXES, [0, 1]), TypeError, "gt_labels must be an array, got list"),
+        ((BOXES, BOXES, LABELS, np.ones(3, bool)), ValueError, r"valid must have shape \(2,\)"),
+        ((BOXES, BOXES, LABELS, [True, True]), TypeError, "valid must be an array, got list"),
+        ((BOXES, [[0, 0, 1, 1]], LABELS), TypeError, "gt_boxes must be an array, got list"),
+    ],
+)
+def test_errors(arguments, error, message):
+    with pytest.raises(error, match=f"max_iou_assign: {message}"):
+        max_iou_assign(*arguments)
+    with pytest.raises(error, match=f"atss_assign: {message}"):
+        atss_assign(*arguments, level_sizes=(2,))
+
+
+def test_the_base_class_says_what_is_missing():
+    with pytest.raises(NotImplementedError, match="Assigner must define assign"):
+        Assigner().assign(BOXES, BOXES, LABELS, level_sizes=(2,))
