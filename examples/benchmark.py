@@ -1,24 +1,24 @@
-"""How fast the losses are: against the plain formula, optax and torch, in one run.
+"""The speed of the losses, compared with the plain formula, optax and torch in one run.
 
     python examples/benchmark.py                  # every loss at training size
-    python examples/benchmark.py --only focal     # those whose name holds "focal"
+    python examples/benchmark.py --only focal     # losses with "focal" in their name
     python examples/benchmark.py --plot speed.png --markdown
     python examples/benchmark.py --scaling        # 10⁴ to 10⁷ rows
 
-The contenders take turns, one timed call each, and medians are compared. torch is one of them
-where it is installed. Whole heads are measured by `head_cost.py`.
+The contenders take turns, one timed call each, and their medians are compared. torch is one of the
+contenders where it is installed. `head_cost.py` measures whole heads.
 
-Columns, for the value and for value and gradient by pred:
+Columns, for the value, and for the value and the gradient with respect to pred:
 
-    ms          ours
-    best        the fastest other contender
-    x           how many times faster than it ours is
-    floor       ours over the time a copy takes to move the bytes that must move: the inputs
-                read once and, for a gradient, pred written once
-    temp        memory of value and gradient beside inputs and outputs, over the size of pred
-    compile     seconds, value and gradient
-    err         relative error in float32 against float64, in units of float32's eps, of a sum over
-                predictions from -100 to 100: ours, and the other contenders' best
+    ms          time of this package's loss in milliseconds
+    best        the fastest other contender and its time
+    x           the time of the fastest other contender divided by this package's
+    floor       this package's time divided by the time of a copy that moves the same bytes: the
+                inputs are read once and, for a gradient, pred is written once
+    temp        memory of value and gradient besides inputs and outputs, divided by the size of pred
+    compile     seconds to compile value and gradient
+    err         relative error of float32 against float64, in units of float32's eps, of a sum over
+                predictions from -100 to 100: this package's, and the smallest of the others
 """
 
 import argparse
@@ -34,54 +34,51 @@ import time
 import timeit
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parent))
-
 import visdet_jax
 from peers import CASES
-from peers.case import Case
-from peers.torch_processes import Torch, seconds_of_one
+from peers.case import Case, Inputs
+from peers.torch_processes import Torch, seconds_of_call
 
 KINDS = ("value", "value+grad")
 
 
 @dataclass
 class Row:
-    """What was measured of one loss."""
+    """The measurements of one loss: a row of the table."""
 
     name: str
-    times: dict[str, dict[str, float]]  # by kind, then by contender, in ms
-    floor: dict[str, float]
+    times: dict[str, dict[str, float]]  # milliseconds by kind and contender
+    floor: dict[str, float]  # milliseconds by kind
     temp: float
     compile: float
-    errors: dict[str, dict[str, float]]
+    errors: dict[str, dict[str, float]]  # in eps, by contender and kind
 
     def best(self, kind: str) -> tuple[str, float]:
         """The fastest other contender and its time."""
-        others = {name: t for name, t in self.times[kind].items() if name != "ours"}
+        others = {name: time for name, time in self.times[kind].items() if name != "ours"}
         return min(others.items(), key=lambda item: item[1])
 
     def ratio(self, kind: str) -> float:
-        """How many times faster than the best contender ours is."""
+        """The time of the fastest other contender divided by ours."""
         return self.best(kind)[1] / self.times[kind]["ours"]
 
 
 def jax_contenders(case: Case) -> dict[str, Callable[..., jax.Array]]:
-    """Scalar functions of jax arrays, by contender."""
+    """The contenders that are functions from JAX arrays to a scalar, by name."""
     named = {"ours": case.ours, "jnp": case.plain, "optax": case.optax}
     return {name: function for name, function in named.items() if function is not None}
 
 
 class Contenders:
-    """All contenders for one case on the same inputs, compiled."""
+    """All contenders of a case, compiled for the same inputs."""
 
-    def __init__(self, case: Case, inputs: tuple, torch: Torch | None) -> None:
+    def __init__(self, case: Case, inputs: Inputs, torch: Torch | None) -> None:
         arrays = tuple(jnp.asarray(x) for x in inputs)
         self.calls: dict[tuple[str, str], Callable[[], Any]] = {}
         self.torch = torch
@@ -99,17 +96,17 @@ class Contenders:
             self.names += torch.NAMES
 
     def result(self, name: str, kind: str) -> Any:
-        """What a contender computes."""
+        """The result of a contender."""
         call = self.calls.get((name, kind))
         return call() if call else self.torch.result(name, kind)
 
     def milliseconds(self, kind: str, repeats: int) -> dict[str, float]:
-        """The median of each contender, all called in turn; of torch's, in its fastest process."""
+        """The median time of each contender; torch's is that of its fastest process."""
         times: dict[str, list[list[float]]] = {name: [] for name in self.names}
         for _ in range(repeats):
             for name in self.names:
                 call = self.calls.get((name, kind))
-                taken = [seconds_of_one(call)] if call else self.torch.seconds(name, kind)
+                taken = [seconds_of_call(call)] if call else self.torch.seconds(name, kind)
                 times[name].append(taken)
         return {
             name: min(statistics.median(ts) for ts in zip(*turns, strict=True)) * 1e3
@@ -117,17 +114,17 @@ class Contenders:
         }
 
 
-def _call(compiled, arrays):
+def _call(compiled: Callable[..., Any], arrays: tuple[jax.Array, ...]) -> Any:
     return jax.block_until_ready(compiled(*arrays))
 
 
 def median_milliseconds(call: Callable[[], Any], repeats: int) -> float:
-    """Of one call alone."""
-    return statistics.median(seconds_of_one(call) for _ in range(repeats)) * 1e3
+    """The median time of a call."""
+    return statistics.median(seconds_of_call(call) for _ in range(repeats)) * 1e3
 
 
-def floors(inputs: tuple, repeats: int) -> dict[str, float]:
-    """Milliseconds to move the bytes that must move, at the speed of a copy of pred."""
+def floors(inputs: Inputs, repeats: int) -> dict[str, float]:
+    """Milliseconds to move the bytes that must be moved, at the speed of a copy of pred."""
     pred = jnp.asarray(inputs[0])
     copy = jax.jit(lambda x: x + 1)
     copying = median_milliseconds(lambda: jax.block_until_ready(copy(pred)), repeats)
@@ -137,15 +134,14 @@ def floors(inputs: tuple, repeats: int) -> dict[str, float]:
 
 
 def rounding(case: Case, scale: float, torch: Torch | None) -> dict[str, dict[str, float]]:
-    """The error of each contender in eps, of the value and of the gradient's worst entry.
+    """The errors of each contender in eps: of the value, and the largest of the gradient's entries.
 
-    Entries below 1e-7 of the largest are compared with that.
+    Errors are relative to the entry plus 1e-7 of the largest entry.
     """
     inputs = case.inputs(np.random.default_rng(1), min(scale, 0.01), wide=True)
     exact = tuple(x.astype(np.float64) if x.dtype == np.float32 else x for x in inputs)
     with jax.enable_x64(True):
-        # The reduction that a case passes on is float32 in both.
-        right, right_gradient = jax.tree.map(
+        exact_value, exact_gradient = jax.tree.map(
             np.asarray, jax.jit(jax.value_and_grad(case.ours))(*map(jnp.asarray, exact))
         )
     errors = {}
@@ -154,10 +150,10 @@ def rounding(case: Case, scale: float, torch: Torch | None) -> dict[str, dict[st
         result = contenders.result(name, "value+grad")
         value, gradient = (np.asarray(x, np.float64) for x in result)
         eps = np.finfo(np.float32).eps
-        scale_of = np.abs(right_gradient) + 1e-7 * np.abs(right_gradient).max()
+        sizes = np.abs(exact_gradient) + 1e-7 * np.abs(exact_gradient).max()
         errors[name] = {
-            "value": float(abs(value - right) / abs(right) / eps),
-            "value+grad": float(np.max(np.abs(gradient - right_gradient) / scale_of) / eps),
+            "value": float(abs(value - exact_value) / abs(exact_value) / eps),
+            "value+grad": float(np.max(np.abs(gradient - exact_gradient) / sizes) / eps),
         }
     return errors
 
@@ -168,7 +164,7 @@ def measure(case: Case, scale: float, repeats: int, torch: Torch | None) -> Row:
     contenders = Contenders(case, inputs, torch)
     values = {name: float(contenders.result(name, "value")) for name in contenders.names}
     if not np.allclose(list(values.values()), values["ours"], rtol=1e-3):
-        raise ValueError(f"{case.name}: not the same is computed, got {values}")
+        raise ValueError(f"{case.name}: the contenders compute different values: {values}")
     times = {kind: contenders.milliseconds(kind, repeats) for kind in KINDS}
     temp, seconds = contenders.temp, contenders.compile_seconds
     errors = rounding(case, scale, torch)
@@ -176,7 +172,7 @@ def measure(case: Case, scale: float, repeats: int, torch: Torch | None) -> Row:
 
 
 def table(rows: list[Row], markdown: bool) -> str:
-    """The rows, aligned or as markdown."""
+    """The table of all rows, with aligned columns or as markdown."""
     head = ["loss"]
     for kind in ("value", "v+g"):
         head += [f"{kind} ms", "best", "x", "floor"]
@@ -214,12 +210,12 @@ def table(rows: list[Row], markdown: bool) -> str:
 
 
 def geometric_mean(rows: list[Row], kind: str) -> float:
-    """Of the ratios to the best contender."""
+    """The geometric mean of the ratios to the fastest other contender."""
     return statistics.geometric_mean(row.ratio(kind) for row in rows)
 
 
 def every_time(rows: list[Row]) -> str:
-    """The times of all contenders in ms, value / value and gradient."""
+    """A table of the times of all contenders in ms: value / value and gradient."""
     names = list(dict.fromkeys(name for row in rows for name in row.times["value"]))
     lines = [f"{'ms, value / value+grad':<24}" + "".join(f"{name:>18}" for name in names)]
     for row in rows:
@@ -231,7 +227,7 @@ def every_time(rows: list[Row]) -> str:
 
 
 def scaling(cases: list[Case], quick: bool) -> str:
-    """Nanoseconds a row of value and gradient, by the number of rows."""
+    """A table of nanoseconds per row of value and gradient, by the number of rows."""
     sizes = (10**3, 10**4) if quick else (10**4, 10**5, 10**6, 10**7)
     lines = [f"{'ns a row, value+grad':<24}" + "".join(f"{n:>12,}" for n in sizes)]
     for case in cases:
@@ -250,16 +246,16 @@ def scaling(cases: list[Case], quick: bool) -> str:
 
 
 def overheads() -> str:
-    """What the module call adds outside jit, and what the import adds."""
+    """A sentence about the time that a module call adds outside jit, and that the import takes."""
     loss = visdet_jax.FocalLoss()
     pred, target = jnp.zeros((8, 4)), jnp.zeros(8, jnp.int32)
     jitted = jax.jit(lambda p, t: loss(p, t))
 
-    def microseconds(call):
+    def microseconds(call: Callable[..., jax.Array]) -> float:
         times = timeit.repeat(lambda: jax.block_until_ready(call(pred, target)), number=20)
         return statistics.median(times) / 20 * 1e6
 
-    microseconds(loss), microseconds(jitted)  # compiles
+    microseconds(loss), microseconds(jitted)  # The first calls compile.
     module, inside = microseconds(loss), microseconds(jitted)
     clock = "time.perf_counter()"
     code = f"import jax, flax.nnx, time; t = {clock}; import visdet_jax; print({clock} - t)"
@@ -274,12 +270,12 @@ def overheads() -> str:
 
 
 def plot(rows: list[Row], path: str, title: str) -> None:
-    """Bars of the ratios to the best contender; 1 is as fast."""
+    """Draw bars of the ratios to the fastest other contender; 1 is equally fast."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(9, 0.42 * len(rows) + 1.6), layout="constrained")
     place = np.arange(len(rows))[::-1]
-    # Two of Okabe and Ito's colours, which stay apart in every colour blindness.
+    # Two of Okabe and Ito's colours, which the colour-blind can tell apart.
     for kind, offset, color in zip(KINDS, (0.2, -0.2), ("#0072B2", "#E69F00"), strict=True):
         ratios = [row.ratio(kind) for row in rows]
         label = f"{kind} (geometric mean {geometric_mean(rows, kind):.2f})"
@@ -298,7 +294,7 @@ def plot(rows: list[Row], path: str, title: str) -> None:
 
 
 def versions(torch: Torch | None) -> str:
-    """Device, versions and date."""
+    """The device, the versions of the libraries, and the date."""
     parts = [f"{jax.devices()[0].device_kind}, jax {jax.__version__}"]
     parts += [f"optax {importlib.metadata.version('optax')}"]
     parts += [f"torch {torch.version}" if torch else "no torch"]
@@ -307,20 +303,21 @@ def versions(torch: Torch | None) -> str:
 
 
 def main(argv: list[str] | None = None) -> list[Row]:
-    """Prints the tables and returns the rows."""
+    """Print the tables and return the rows."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", help="losses whose name holds this")
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--only", default="", help="only losses with this text in their name")
+    parser.add_argument("--repeats", type=int, default=15, help="timed calls of each contender")
     parser.add_argument("--quick", action="store_true", help="small inputs, to see that it runs")
     parser.add_argument("--no-torch", action="store_true", help="leave torch out")
-    parser.add_argument("--scaling", action="store_true", help="cost by the number of rows")
+    parser.add_argument("--scaling", action="store_true", help="print the cost by number of rows")
     parser.add_argument("--plot", metavar="PNG", help="draw the ratios")
-    parser.add_argument("--markdown", action="store_true", help="the table as the README has it")
+    parser.add_argument("--markdown", action="store_true", help="print the table as markdown")
     options = parser.parse_args(argv)
     scale, repeats = (0.002, 1) if options.quick else (1.0, options.repeats)
     cases = [case for case in CASES if options.only in case.name]
     if not cases:
-        parser.error(f"no loss's name holds {options.only!r}: {', '.join(c.name for c in CASES)}")
+        names = ", ".join(case.name for case in CASES)
+        parser.error(f"no loss has {options.only!r} in its name: {names}")
     if options.scaling:
         print(scaling(cases, options.quick))
         return []
@@ -338,9 +335,9 @@ def main(argv: list[str] | None = None) -> list[Row]:
     return rows
 
 
-# Arrays of this size are given back to the system and faulted in again at each call by glibc's
-# malloc, which can take longer than the loss. As a training program does with any other malloc,
-# memory is kept, for all contenders alike.
+# glibc's malloc returns arrays of this size to the system and maps them anew at each call, which
+# can take longer than the loss. These settings make it keep its memory, as other mallocs do in a
+# training program, for all contenders alike.
 KEEP_MEMORY = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_MAX_": "0",

@@ -1,9 +1,9 @@
-"""What a detector's loss costs: value and gradient of the four heads on priors at COCO's size.
+"""The cost of a detector's losses: value and gradient of four heads at COCO's size.
 
-    python examples/head_cost.py             # 16 images of 800 x 1344 with up to 100 boxes
+    python examples/head_cost.py             # 16 images of 800 x 1333 with up to 100 boxes
     python examples/head_cost.py --batch 2
 
-Each head runs in a process of its own, so that its peak memory is its own.
+Each head runs in its own process, so that peak memory is that of one head.
 """
 
 import argparse
@@ -13,13 +13,15 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from visdet_jax import configs
-from visdet_jax.detectors import HeadOutputs, build_head
+from visdet_jax.detectors import DenseHead, FCOSHead, HeadOutputs, HeadTargets, build_head
 
 HEADS = {
     "RetinaNet": configs.RETINANET_HEAD,
@@ -27,26 +29,40 @@ HEADS = {
     "ATSS": configs.ATSS_HEAD,
     "GFL": configs.GFL_HEAD,
 }
-IMAGE_SHAPE = (800, 1333)
+IMAGE_SHAPE = (800, 1333)  # height, width
 COLUMNS = ("priors", "compile s", "value+grad s", "targets s", "inputs MiB", "peak MiB")
 
 
-def make_batch(head, batch: int, scale: float, boxes: int, rng: np.random.Generator) -> tuple:
-    """Outputs as an untrained network gives them, and boxes of every size."""
+Batch = tuple[HeadOutputs, jax.Array, jax.Array, jax.Array]
+
+
+def make_batch(
+    head: DenseHead, batch: int, scale: float, boxes: int, rng: np.random.Generator
+) -> Batch:
+    """Outputs of an untrained network, boxes of all sizes, their labels, and image shapes.
+
+    Args:
+      head: The head whose outputs are made.
+      batch: Number of images.
+      scale: Multiplies the sides of the images.
+      boxes: Rows of ground truth for each image, of which a random number is not padding.
+      rng: Draws all values.
+    """
     height, width = (round(side * scale) for side in IMAGE_SHAPE)
     priors = head.num_base_priors
 
-    def maps(size: int, make) -> tuple[jax.Array, ...]:
+    def maps(size: int, change: Callable[[np.ndarray], np.ndarray]) -> tuple[jax.Array, ...]:
         shapes = [(batch, -(-height // s), -(-width // s), priors * size) for s in head.strides]
-        return tuple(jnp.asarray(make(rng.standard_normal(shape, np.float32))) for shape in shapes)
+        normal = (rng.standard_normal(shape, np.float32) for shape in shapes)
+        return tuple(jnp.asarray(change(values)) for values in normal)
 
-    makers = {
-        "cls_scores": lambda x: x - 4,
-        "bbox_preds": np.exp if "regress_ranges" in vars(head) else np.asarray,
+    changes: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+        "cls_scores": lambda values: values - 4,
+        "bbox_preds": np.exp if isinstance(head, FCOSHead) else np.asarray,
         "centernesses": np.asarray,
     }
     outputs = HeadOutputs(
-        **{name: maps(size, makers[name]) for name, size in head.channels.items()}
+        **{name: maps(size, changes[name]) for name, size in head.channels.items()}
     )
     sizes = np.exp(rng.uniform(np.log(8), np.log(0.6 * height), (batch, boxes, 2)))
     corners = rng.uniform(size=(batch, boxes, 2)) * ([width, height] - np.minimum(sizes, height))
@@ -63,19 +79,23 @@ def measure(name: str, batch: int, scale: float, boxes: int, repeats: int) -> di
     head = build_head(**HEADS[name])
     arguments = make_batch(head, batch, scale, boxes, np.random.default_rng(0))
 
-    def total(outputs, gt_boxes, gt_labels, shapes):
+    def total_loss(
+        outputs: HeadOutputs, gt_boxes: jax.Array, gt_labels: jax.Array, shapes: jax.Array
+    ) -> jax.Array:
         losses = head.loss(outputs, gt_boxes, gt_labels, shapes, shapes)
         return sum(losses.values())
 
-    def targets(outputs, gt_boxes, gt_labels, shapes):
+    def targets(
+        outputs: HeadOutputs, gt_boxes: jax.Array, gt_labels: jax.Array, shapes: jax.Array
+    ) -> HeadTargets:
         return head.targets(outputs, gt_boxes, gt_labels, shapes, shapes)
 
     started = time.perf_counter()
-    step = jax.jit(jax.value_and_grad(total)).lower(*arguments).compile()
+    step = jax.jit(jax.value_and_grad(total_loss)).lower(*arguments).compile()
     compile_seconds = time.perf_counter() - started
     assign = jax.jit(targets).lower(*arguments).compile()
 
-    def seconds(function) -> float:
+    def seconds(function: Callable[..., Any]) -> float:
         jax.block_until_ready(function(*arguments))
         times = []
         for _ in range(repeats):
@@ -85,11 +105,11 @@ def measure(name: str, batch: int, scale: float, boxes: int, repeats: int) -> di
         return statistics.median(times)
 
     row = {"compile s": compile_seconds, "value+grad s": seconds(step)}
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10  # kilobytes on Linux
-    inputs = sum(x.nbytes for x in jax.tree.leaves(arguments)) / 2**20
-    priors = sum(x.shape[1] * x.shape[2] for x in arguments[0].cls_scores) * head.num_base_priors
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10  # Linux counts kilobytes.
+    inputs = sum(array.nbytes for array in jax.tree.leaves(arguments)) / 2**20
+    cells = sum(level.shape[1] * level.shape[2] for level in arguments[0].cls_scores)
     return row | {
-        "priors": priors,
+        "priors": cells * head.num_base_priors,
         "targets s": seconds(assign),
         "inputs MiB": inputs,
         "peak MiB": peak,
@@ -97,7 +117,7 @@ def measure(name: str, batch: int, scale: float, boxes: int, repeats: int) -> di
 
 
 def format_table(rows: dict[str, dict[str, float]]) -> str:
-    """The rows by head, aligned."""
+    """The table of the rows, by head."""
     lines = [f"{'head':<10}" + "".join(f"{column:>14}" for column in COLUMNS)]
     for name, row in rows.items():
         cells = [f"{row[c]:.2f}" if c.endswith(" s") else f"{row[c]:.0f}" for c in COLUMNS]
@@ -106,13 +126,15 @@ def format_table(rows: dict[str, dict[str, float]]) -> str:
 
 
 def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
-    """Prints the table and returns its rows."""
+    """Print the table and return its rows."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=16, help="number of images")
     parser.add_argument("--boxes", type=int, default=100, help="rows of ground truth per image")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=5, help="timed calls of each function")
     parser.add_argument("--quick", action="store_true", help="small images, to see that it runs")
-    parser.add_argument("--head", choices=HEADS, help="this one alone, as JSON")
+    parser.add_argument(
+        "--head", choices=HEADS, help="measure this head only, and print its row as JSON"
+    )
     options = parser.parse_args(argv)
     scale = 0.1 if options.quick else 1.0
     if options.head:

@@ -1,4 +1,4 @@
-"""Losses by name: what is registered, losses from configs of several kinds, what errors say.
+"""Losses by name: the registry, losses from configs of several kinds, and messages of errors.
 
 python examples/lookup.py
 """
@@ -23,7 +23,8 @@ MISTAKES = [
 ]
 
 
-def main():
+def main() -> None:
+    """Print the registry, some losses and some errors."""
     print(f"{len(LOSSES)} registered:", ", ".join(sorted(LOSSES)))
 
     print("\nfrom a dict")
@@ -44,7 +45,7 @@ def main():
     for name, config in configs.GFL.items():
         print(f"  {name}: {build_loss(config)!r}")
 
-    print("\nwhat mistakes are answered with")
+    print("\nmistakes and their errors")
     for config in MISTAKES:
         try:
             build_loss(config)

@@ -1,17 +1,19 @@
-"""What DETR's matching costs beside scipy's: 900 queries, up to 100 boxes, 16 images.
+"""The time of DETR's matching and of scipy's: 900 queries, up to 100 boxes, 16 images.
 
     python examples/matching.py
     python examples/matching.py --quick
 
-The costs are Deformable DETR's (focal loss, L1, GIoU), for an untrained network, whose queries lie
-anywhere, and a trained one, of which nine queries lie near each box and compete for it. scipy's
-`linear_sum_assignment` gets the same matrices, without padding, one by one, as in mmdet; the time
-to bring them to the host is not counted. The contenders take turns, and medians are compared.
+The costs are Deformable DETR's (focal loss, L1, GIoU). They are made for an untrained network,
+whose queries lie anywhere, and for a trained one, in which nine queries lie near each box and
+compete for it. scipy's `linear_sum_assignment` gets the same matrices without padding, one by one,
+as in mmdet; the time to copy them to the host is not counted. The contenders take turns, and their
+medians are compared.
 """
 
 import argparse
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,13 +24,24 @@ from scipy.optimize import linear_sum_assignment
 from visdet_jax import configs
 from visdet_jax.detectors import DETROutputs, Instances, build_head, hungarian
 
-IMAGE_SHAPE = (800, 1333)
+IMAGE_SHAPE = (800, 1333)  # height, width
 CLASSES = 80
 COLUMNS = ("match ms", "scipy ms", "x", "costs ms", "compile s", "temp MiB", "loss+grad ms")
 
 
-def make_batch(images: int, queries: int, boxes: int, trained: bool, layers: int) -> tuple:
-    """Outputs (layers, images, queries, ...), and ground truth padded to `boxes`."""
+Batch = tuple[DETROutputs, jax.Array, jax.Array, jax.Array]
+
+
+def make_batch(images: int, queries: int, boxes: int, trained: bool, layers: int) -> Batch:
+    """Outputs (layers, images, queries, ...), padded boxes and labels, and image shapes.
+
+    Args:
+      images: Number of images.
+      queries: Number of queries of each image.
+      boxes: Rows of ground truth for each image, of which a random number is not padding.
+      trained: The queries lie near the boxes, and their logits near the labels.
+      layers: Number of decoder layers.
+    """
     rng = np.random.default_rng(0)
     size = np.exp(rng.uniform(np.log(0.02), np.log(0.5), (images, boxes, 2)))
     centre = rng.uniform(size / 2, 1 - size / 2)
@@ -39,11 +52,11 @@ def make_batch(images: int, queries: int, boxes: int, trained: bool, layers: int
     )
     logits = rng.normal(-4, 1, (*shape, CLASSES))
     if trained:
-        own = np.arange(queries) % boxes  # of each query
-        truth = np.concatenate([centre, size], -1)[:, own]
+        nearest = np.arange(queries) % boxes  # The box near which each query lies.
+        truth = np.concatenate([centre, size], -1)[:, nearest]
         preds = truth * rng.normal(1, 0.1, preds.shape)
-        of_class = labels[:, own, None] == np.arange(CLASSES)
-        logits += of_class * rng.uniform(0, 6, (*shape, 1))
+        is_label = labels[:, nearest, None] == np.arange(CLASSES)
+        logits += is_label * rng.uniform(0, 6, (*shape, 1))
     height, width = IMAGE_SHAPE
     scale = np.array([width, height, width, height])
     corners = np.concatenate([centre - size / 2, centre + size / 2], -1) * scale
@@ -54,13 +67,15 @@ def make_batch(images: int, queries: int, boxes: int, trained: bool, layers: int
     return outputs, jnp.asarray(corners, jnp.float32), jnp.asarray(labels), jnp.asarray(shapes)
 
 
-def measure(batch: tuple, repeats: int) -> dict[str, Any]:
+def measure(batch: Batch, repeats: int) -> dict[str, Any]:
     """One row of the table."""
     head = build_head(**configs.DEFORMABLE_DETR_HEAD)
     gt_labels = batch[2]
     mask = gt_labels >= 0
 
-    def costs_of(outputs, gt_boxes, gt_labels, shapes):
+    def matching_costs(
+        outputs: DETROutputs, gt_boxes: jax.Array, gt_labels: jax.Array, shapes: jax.Array
+    ) -> jax.Array:
         x, y, w, h = jnp.moveaxis(outputs.bbox_preds[-1], -1, 0)
         height, width = shapes[:, :1].astype(x.dtype), shapes[:, 1:].astype(x.dtype)
         sides = (
@@ -73,25 +88,25 @@ def measure(batch: tuple, repeats: int) -> dict[str, Any]:
         gt = Instances(labels=gt_labels, bboxes=gt_boxes)
         return jax.vmap(head.assigner.cost)(pred, gt, shapes)
 
-    def loss(outputs, *ground_truth):
+    def total_loss(outputs: DETROutputs, *ground_truth: jax.Array) -> jax.Array:
         return sum(head.loss(outputs, *ground_truth).values())
 
-    make_costs = jax.jit(costs_of)
+    make_costs = jax.jit(matching_costs)
     costs = make_costs(*batch)
-    jax.clear_caches()  # of another row's compilation
+    jax.clear_caches()  # Otherwise the second row would find the program of the first.
     started = time.perf_counter()
     match = jax.jit(hungarian).lower(costs, mask).compile()
     compile_seconds = time.perf_counter() - started
-    value_and_grad = jax.jit(jax.value_and_grad(loss))
-    on_host, real = np.asarray(costs, np.float64), np.asarray(mask)
-    matrices = [cost[:, kept] for cost, kept in zip(on_host, real, strict=True)]
+    value_and_grad = jax.jit(jax.value_and_grad(total_loss))
+    host_costs, host_mask = np.asarray(costs, np.float64), np.asarray(mask)
+    matrices = [cost[:, real] for cost, real in zip(host_costs, host_mask, strict=True)]
 
-    def by_scipy():
+    def scipy_match() -> list[tuple[np.ndarray, np.ndarray]]:
         return [linear_sum_assignment(matrix) for matrix in matrices]
 
-    contenders = {
+    contenders: dict[str, Callable[[], Any]] = {
         "match ms": lambda: match(costs, mask),
-        "scipy ms": by_scipy,
+        "scipy ms": scipy_match,
         "costs ms": lambda: make_costs(*batch),
         "loss+grad ms": lambda: value_and_grad(*batch),
     }
@@ -103,28 +118,33 @@ def measure(batch: tuple, repeats: int) -> dict[str, Any]:
             started = time.perf_counter()
             jax.block_until_ready(call())
             times[name].append(1e3 * (time.perf_counter() - started))
-    row = {name: statistics.median(values) for name, values in times.items()}
+    row: dict[str, Any] = {name: statistics.median(values) for name, values in times.items()}
 
     found = np.asarray(match(costs, mask))
-    ours = [cost[g > 0, g[g > 0] - 1].sum() for g, cost in zip(found, on_host, strict=True)]
-    best = [m[pairs].sum() for m, pairs in zip(matrices, by_scipy(), strict=True)]
+    totals = [
+        cost[gt_inds > 0, gt_inds[gt_inds > 0] - 1].sum()
+        for gt_inds, cost in zip(found, host_costs, strict=True)
+    ]
+    scipy_totals = [
+        matrix[pairs].sum() for matrix, pairs in zip(matrices, scipy_match(), strict=True)
+    ]
     return row | {
         "x": row["match ms"] / row["scipy ms"],
         "compile s": compile_seconds,
         "temp MiB": match.memory_analysis().temp_size_in_bytes / 2**20,
-        "excess": max(np.subtract(ours, best) / np.abs(best).clip(1)),
+        "excess": max(np.subtract(totals, scipy_totals) / np.abs(scipy_totals).clip(1)),
     }
 
 
 def main(argv: list[str] | None = None) -> dict[str, dict[str, Any]]:
-    """Prints the table and returns its rows."""
+    """Print the table and return its rows."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--queries", type=int, default=900)
-    parser.add_argument("--boxes", type=int, default=100)
+    parser.add_argument("--queries", type=int, default=900, help="of each image")
+    parser.add_argument("--boxes", type=int, default=100, help="rows of ground truth per image")
     parser.add_argument("--images", type=int, default=16)
-    parser.add_argument("--layers", type=int, default=1, help="of loss+grad")
-    parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--quick", action="store_true", help="a few, to see that it runs")
+    parser.add_argument("--layers", type=int, default=1, help="decoder layers of loss+grad")
+    parser.add_argument("--repeats", type=int, default=20, help="timed calls of each contender")
+    parser.add_argument("--quick", action="store_true", help="small inputs, to see that it runs")
     options = parser.parse_args(argv)
     sizes = (options.images, options.queries, options.boxes)
     if options.quick:
@@ -140,7 +160,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, Any]]:
         rows[name] = row = measure(batch, options.repeats)
         print(f"{name:<10}" + "".join(f"{row[column]:>14.2f}" for column in COLUMNS))
     excess = max(row["excess"] for row in rows.values())
-    print(f"the totals are above scipy's by {excess:.0e} at most, of float32 costs")
+    print(f"the total costs, of float32, exceed scipy's by at most {excess:.0e}")
     return rows
 
 

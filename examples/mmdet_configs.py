@@ -1,9 +1,10 @@
-"""Whole detector configs in mmdet's form: from the file to the losses, a few steps of training.
+"""Detector configs in mmdet's form: from the file to the losses, and a few steps of training.
 
     python examples/mmdet_configs.py
 
-The files are those of examples/configs, as mmdet's own: Python that defines `model`. All losses
-fall but one: GFL's class loss learns the IoUs of the boxes, and rises with them at first.
+The files are those of examples/configs. Like mmdet's, they are Python files that define `model`.
+All losses fall except GFL's class loss: its targets are the IoUs of the boxes, with which it rises
+at first.
 """
 
 import runpy
@@ -15,20 +16,20 @@ from flax import nnx
 
 from detector.digits import Digits
 from detector.network import Detector
-from visdet_jax.detectors import Head, build_head
+from visdet_jax.detectors import DenseHead, build_head
 
 CONFIGS = Path(__file__).parent / "configs"
 STEPS = 15
 
 
-def load_head(path: Path) -> Head:
-    """The head of a config file; the losses and the assigner are parts of it."""
+def load_head(path: Path) -> DenseHead:
+    """The head of a config file, with its losses and its assigner."""
     model = runpy.run_path(str(path))["model"]
     return build_head(model["bbox_head"], model["train_cfg"])
 
 
-def train(head: Head, dataset: Digits, steps: int) -> list[dict[str, float]]:
-    """The losses by name at each step of a tiny network."""
+def train(head: DenseHead, dataset: Digits, steps: int) -> list[dict[str, float]]:
+    """Train a tiny network; returns the losses by name at each step."""
 
     def make_model() -> Detector:
         return Detector(head, width=8, channels=16, rngs=nnx.Rngs(0))
@@ -38,13 +39,15 @@ def train(head: Head, dataset: Digits, steps: int) -> list[dict[str, float]]:
     optimizer = optax.adam(5e-3)
 
     @jax.jit
-    def step(params, opt_state, batch):
-        def total(params):
+    def step(
+        params: nnx.State, opt_state: optax.OptState, batch: dict[str, jax.Array]
+    ) -> tuple[nnx.State, optax.OptState, dict[str, jax.Array]]:
+        def total_loss(params: nnx.State) -> tuple[jax.Array, dict[str, jax.Array]]:
             outputs = nnx.merge(graphdef, params)(batch["images"])
             losses = head.loss(outputs, batch["boxes"], batch["labels"])
             return sum(losses.values()), losses
 
-        gradients, losses = jax.grad(total, has_aux=True)(params)
+        gradients, losses = jax.grad(total_loss, has_aux=True)(params)
         updates, opt_state = optimizer.update(gradients, opt_state)
         return optax.apply_updates(params, updates), opt_state, losses
 
@@ -56,7 +59,7 @@ def train(head: Head, dataset: Digits, steps: int) -> list[dict[str, float]]:
 
 
 def main() -> dict[str, list[dict[str, float]]]:
-    """The losses of each detector, step by step."""
+    """Train three detectors and print their losses; returns the losses at each step."""
     dataset = Digits(batch_size=4, image_size=96, max_boxes=6, seed=0)
     histories = {}
     for detector in ("retinanet", "atss", "gfl"):

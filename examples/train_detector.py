@@ -1,19 +1,20 @@
-"""Train a small detector, one of five, whose losses are built from a config in mmdet's form.
+"""Train one of five small detectors, whose head and losses are built from a config in mmdet's form.
 
     python examples/train_detector.py                      # FCOS on aerial photographs of trees
     python examples/train_detector.py --data digits        # handwritten digits
-    python examples/train_detector.py --detector gfl       # or another of examples/configs
-    python examples/train_detector.py --all                # all five, side by side
+    python examples/train_detector.py --detector gfl       # another detector of examples/configs
+    python examples/train_detector.py --all                # all five, compared
     python examples/train_detector.py --losses my.yaml     # other losses
     python examples/train_detector.py --resume             # continue the last run
 
-A losses file replaces losses of the config by name. YAML:
+A losses file replaces losses of the config by name. In YAML:
     loss_bbox: {type: IoULoss, mode: linear}
-or Python:
+or in Python:
     loss_bbox = dict(type="IoULoss", mode="linear")
 
-A run's folder (runs/<data>-<detector> by default) gets config.json, checkpoints, metrics.json,
-losses.png and detections.jpg; with --all each detector has such a folder within runs/<data>-all.
+The folder of a run (runs/<data>-<detector> by default) gets config.json, checkpoints,
+metrics.json, losses.png and detections.jpg. With --all each detector has such a folder within
+runs/<data>-all.
 """
 
 import json
@@ -26,19 +27,25 @@ import jax
 
 from detector.coco import Coco
 from detector.config import ConfigError, read_options
-from detector.data import DataError, Dataset, ValidationSet
+from detector.data import DataError, Dataset
 from detector.digits import Digits
 from detector.evaluation import average_precision, detect, format_table
 from detector.heads import make_head
-from detector.pictures import draw_comparison, draw_detections, draw_losses, draw_totals
+from detector.pictures import (
+    Detections,
+    draw_comparison,
+    draw_detections,
+    draw_losses,
+    draw_totals,
+)
 from detector.training import Trainer, train_in_folder
 from detector.trees import Trees
 
-Found = list[tuple[ValidationSet, list[dict]]]
+Metrics = dict[str, Any]
 
 
 def build_dataset(options: dict[str, Any]) -> Dataset:
-    """The data source that the options name."""
+    """The data source that the options choose."""
     common = {name: options[name] for name in ("batch_size", "image_size", "max_boxes", "seed")}
     if options["data"] == "trees":
         return Trees(**common, multiple=max(options["strides"]))
@@ -48,8 +55,11 @@ def build_dataset(options: dict[str, Any]) -> Dataset:
     return Coco(**common, **{name: Path(options[name]) for name in paths})
 
 
-def run(options: dict[str, Any], out: Path) -> tuple[dict, Found]:
-    """Train, or continue, the run in folder `out`; evaluate it and write metrics and pictures."""
+def run(options: dict[str, Any], out: Path) -> tuple[Metrics, list[Detections]]:
+    """Train, or continue, the run in folder `out`; evaluate it; write metrics and pictures.
+
+    Returns: the metrics, and the detections on each validation set.
+    """
     started = time.perf_counter()
     dataset = build_dataset(options)
     head = make_head(options["model"], len(dataset.class_names), options["strides"])
@@ -57,22 +67,23 @@ def run(options: dict[str, Any], out: Path) -> tuple[dict, Found]:
     state = train_in_folder(trainer, dataset, out, options)
     trained = time.perf_counter()
 
-    table, found = {}, []
+    table: dict[str, dict[str, Any]] = {}
+    detections: list[Detections] = []
     for validation in dataset.validation:
         results = detect(trainer.predictor(state, validation.max_detections), validation)
-        found.append((validation, results))
+        detections.append((validation, results))
         table[validation.name] = {
             "images": len(validation.ground_truth["images"]),
-            "boxes": sum(not a["iscrowd"] for a in validation.ground_truth["annotations"]),
+            "boxes": sum(not box["iscrowd"] for box in validation.ground_truth["annotations"]),
             **average_precision(validation, results),
         }
     history = trainer.history(state)
     draw_losses(out / "losses.png", history)
-    draw_detections(out / "detections.jpg", found)
-    metrics = {
+    draw_detections(out / "detections.jpg", detections)
+    metrics: Metrics = {
         "validation": table,
         "parameters": sum(p.size for p in jax.tree.leaves(state["params"])),
-        "train_step_compilations": trainer.step._cache_size(),
+        "train_step_compilations": trainer.step_compilations(),
         "seconds": {
             "training": round(trained - started, 1),
             "evaluation": round(time.perf_counter() - trained, 1),
@@ -81,28 +92,29 @@ def run(options: dict[str, Any], out: Path) -> tuple[dict, Found]:
         "train_losses": history,
     }
     write_metrics(out, metrics)
-    return metrics, found
+    return metrics, detections
 
 
-def run_all(runs: dict[str, dict[str, Any]], out: Path) -> dict[str, dict]:
-    """Run each detector in a folder of its own within `out`; compare them there."""
-    metrics, found = {}, {}
+def run_all(runs: dict[str, dict[str, Any]], out: Path) -> dict[str, Metrics]:
+    """Run each detector in its own folder within `out`, and compare them in `out`."""
+    metrics: dict[str, Metrics] = {}
+    detections: dict[str, list[Detections]] = {}
     for detector, options in runs.items():
         print(f"\n{detector}", file=sys.stderr)
-        metrics[detector], found[detector] = run(options, out / detector)
+        metrics[detector], detections[detector] = run(options, out / detector)
     draw_totals(out / "losses.png", {name: m["train_losses"] for name, m in metrics.items()})
-    draw_comparison(out / "detections.jpg", found)
+    draw_comparison(out / "detections.jpg", detections)
     write_metrics(out, metrics)
     return metrics
 
 
-def write_metrics(out: Path, metrics: dict) -> None:
-    """What was found out, as metrics.json."""
+def write_metrics(out: Path, metrics: Metrics) -> None:
+    """Write metrics.json in the folder `out`."""
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
 
 
-def main(argv: list[str] | None = None) -> dict:
-    """Run the command line and return what metrics.json holds."""
+def main(argv: list[str] | None = None) -> Metrics:
+    """Run the command line and return the content of metrics.json."""
     try:
         runs, out = read_options(argv)
         if len(runs) > 1:

@@ -1,17 +1,18 @@
-"""The training of train_detector.py over any number of devices and hosts.
+"""The training of train_detector.py on any number of devices and hosts.
 
     python examples/train_distributed.py --data digits                 # all devices of this machine
-    python examples/train_distributed.py --data digits --processes 2   # to try it: on the CPU
+    python examples/train_distributed.py --data digits --processes 2   # to try it on the CPU
 
-On several hosts the same command is started on each of them, with a folder that all of them see:
+On several hosts start the same command on each of them, with a folder that all of them see:
     srun python examples/train_distributed.py --multihost --out DIR    # SLURM; likewise a TPU slice
     python examples/train_distributed.py --coordinator HOST:PORT --num-processes N --process-id I \\
-        --out DIR                                                      # where JAX can not find out
+        --out DIR                                      # where JAX cannot find the hosts by itself
 
-All other options are those of train_detector.py. The devices share the batch, so their number must
-divide --batch-size; the state is on each of them. The step is the very function of one device:
-under jit over sharded arrays its sums and counts are the whole batch's. A run goes on (--resume
-DIR) on any number of devices. Its folder gets config.json, checkpoints and metrics.json.
+All other options are those of train_detector.py. The batch is split over the devices, so their
+number must divide --batch-size; every device holds the whole state. The step is the same function
+as on one device: under jit over sharded arrays, its sums and counts are those of the whole batch.
+A run continues (--resume DIR) on any number of devices. Its folder gets config.json, checkpoints
+and metrics.json.
 """
 
 import argparse
@@ -30,29 +31,29 @@ from detector.config import ConfigError, read_options
 from detector.data import DataError, Dataset
 from detector.heads import make_head
 from detector.training import Trainer, train_in_folder
-from train_detector import build_dataset, write_metrics
+from train_detector import Metrics, build_dataset, write_metrics
 
 
 class Shards:
-    """A dataset's batches as arrays over the devices of a mesh; each process makes its own rows."""
+    """The batches of a dataset, sharded over a mesh. Each process makes only its own rows."""
 
-    def __init__(self, dataset: Dataset, batch_size: int, mesh: Mesh):
+    def __init__(self, dataset: Dataset, batch_size: int, mesh: Mesh) -> None:
         self.dataset, self.sharding = dataset, NamedSharding(mesh, P("data"))
-        share = batch_size // jax.process_count()
-        self.rows = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
+        count, index = batch_size // jax.process_count(), jax.process_index()
+        self.rows = slice(index * count, (index + 1) * count)
 
     def train_batch(self, step: int) -> dict[str, jax.Array]:
-        """The batch of one step."""
-        rows = self.dataset.train_batch(step, rows=self.rows)
+        """The batch of a step."""
+        own_rows = self.dataset.train_batch(step, rows=self.rows)
         return {
-            name: jax.make_array_from_process_local_data(self.sharding, x)
-            for name, x in rows.items()
+            name: jax.make_array_from_process_local_data(self.sharding, rows)
+            for name, rows in own_rows.items()
         }
 
 
-def train(options: dict[str, Any], out: Path) -> dict:
-    """Train, or continue, the run in folder `out` on all devices; its metrics."""
-    # a process's devices side by side, so that its rows are
+def train(options: dict[str, Any], out: Path) -> Metrics:
+    """Train, or continue, the run in folder `out` on all devices; returns its metrics."""
+    # Keep the devices of a process next to each other: `Shards` takes its rows to be so.
     devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     mesh = Mesh(np.array(devices), ("data",))
     if options["batch_size"] % mesh.size:
@@ -63,7 +64,7 @@ def train(options: dict[str, Any], out: Path) -> dict:
     head = make_head(options["model"], len(dataset.class_names), options["strides"])
     trainer = Trainer(head, options["steps"], options["seed"], NamedSharding(mesh, P()))
     state = train_in_folder(trainer, Shards(dataset, options["batch_size"], mesh), out, options)
-    metrics = {
+    metrics: Metrics = {
         "devices": mesh.size,
         "processes": jax.process_count(),
         "options": options,
@@ -76,7 +77,10 @@ def train(options: dict[str, Any], out: Path) -> dict:
 
 
 def start_processes(count: int, arguments: list[str]) -> int:
-    """Run this file in `count` processes of this machine; the status of the first that fails."""
+    """Run this file in `count` processes of this machine.
+
+    Returns: the exit status of the first process that fails, or 0. The others are then killed.
+    """
     with socket.socket() as free:
         free.bind(("localhost", 0))
         coordinator = f"localhost:{free.getsockname()[1]}"
@@ -96,25 +100,25 @@ def start_processes(count: int, arguments: list[str]) -> int:
                 break
         return 0
     finally:
-        for process in running:  # they wait for the one that failed
+        for process in running:  # These would wait forever for the one that failed.
             process.kill()
             process.wait()
 
 
 def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    """Where to run, and the options of train_detector.py."""
+    """The options of this file, and the rest, which are those of train_detector.py."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--processes", type=int, metavar="N", help="N processes on this machine's CPU, to try it")
+    add("--processes", type=int, metavar="N", help="start N processes on this machine's CPU")
     add("--cpu-devices", type=int, metavar="N", help="virtual CPU devices (default: 2 a process)")
-    add("--multihost", action="store_true", help="on several hosts, which JAX finds itself")
-    add("--coordinator", metavar="HOST:PORT", help="of process 0; with it the next two")
-    add("--num-processes", type=int, metavar="N")
-    add("--process-id", type=int, metavar="I")
+    add("--multihost", action="store_true", help="run on several hosts, which JAX finds by itself")
+    add("--coordinator", metavar="HOST:PORT", help="address of process 0; needs the next two")
+    add("--num-processes", type=int, metavar="N", help="number of processes on all hosts")
+    add("--process-id", type=int, metavar="I", help="number of this process, 0 to N - 1")
     own, others = parser.parse_known_args(argv)
     by_hand = [own.coordinator, own.num_processes, own.process_id]
     if any(v is not None for v in by_hand) and (None in by_hand or own.multihost):
@@ -127,8 +131,8 @@ def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, list[st
     return own, others
 
 
-def main(argv: list[str] | None = None) -> dict | None:
-    """Run the command line; what metrics.json holds, but from --processes."""
+def main(argv: list[str] | None = None) -> Metrics | None:
+    """Run the command line and return the content of metrics.json; None with --processes."""
     own, others = parse_arguments(argv)
     try:
         runs, out = read_options(others)
@@ -144,7 +148,8 @@ def main(argv: list[str] | None = None) -> dict | None:
             jax.config.update("jax_platforms", "cpu")
             jax.config.update("jax_num_cpu_devices", own.cpu_devices)
         if own.multihost or own.coordinator:
-            # Returns when all processes are here, so each has read its options before one writes.
+            # Returns when all processes have called it. So each has read its options before one
+            # of them writes to the folder.
             jax.distributed.initialize(own.coordinator, own.num_processes, own.process_id)
         return train(options, out)
     except (ConfigError, DataError) as error:

@@ -1,8 +1,8 @@
-"""Every registered head as a small one, and batches for it: three classes, images of 32 x 48 pixels.
+"""Every registered head as a small one, and batches for it: 3 classes, images of 32 x 48 pixels.
 
-A head without a row in EVERY_ROW fails tests/detectors/heads/test_head.py, whose laws every head
-is asked: those of `tests/detectors/heads/test_dense_head.py` are asked of the heads on priors in
-ROWS, which have two levels.
+`tests/detectors/heads/test_head.py` and `test_sharded_heads.py` ask their laws of every head in
+EVERY_ROW, and fail for a registered head that has no row here. `test_dense_head.py` asks more of
+the heads on priors in ROWS, which have two levels.
 """
 
 import functools

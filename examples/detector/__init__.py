@@ -1,1 +1,1 @@
-"""The parts of the training example: data, network, DETR's decoder, evaluation and pictures."""
+"""The parts of the training examples: data, network, training, evaluation and pictures."""

@@ -1,4 +1,4 @@
-"""Options: presets by data source, the losses file, and the folder of a run."""
+"""The options of a run: presets by data source, the losses file, and the run's folder."""
 
 import argparse
 import json
@@ -28,12 +28,12 @@ class ConfigError(ValueError):
 def read_options(argv: list[str] | None) -> tuple[dict[str, dict[str, Any]], Path]:
     """The options of the run to start or to continue, by detector, and its folder.
 
-    With --all there is a run of each detector.
+    With --all there is one run for each detector, and the folder holds theirs.
     """
     given = parse_arguments(argv)
-    every = given.pop("all", False)
+    all_detectors = given.pop("all", False)
     for name in ("detector", "losses", "resume"):
-        if every and name in given:
+        if all_detectors and name in given:
             raise ConfigError(f"--all trains each detector as it is: leave out --{name}")
     if "losses" in given:
         given["losses"] = load_losses(given["losses"])
@@ -43,8 +43,9 @@ def read_options(argv: list[str] | None) -> tuple[dict[str, dict[str, Any]], Pat
         options = saved_options(folder, given)
         return {options["detector"]: options}, folder
     options = resolve_options(given)
-    detectors = DETECTORS if every else [options["detector"]]
-    folder = out or new_run_folder(f"{options['data']}-{'all' if every else options['detector']}")
+    detectors = DETECTORS if all_detectors else (options["detector"],)
+    suffix = "all" if all_detectors else options["detector"]
+    folder = out or new_run_folder(f"{options['data']}-{suffix}")
     for path in (folder, *(folder / name for name in DETECTORS)):
         if (path / "config.json").exists():
             raise ConfigError(f"--out: {path} holds a run already; --resume continues it")
@@ -56,7 +57,7 @@ def read_options(argv: list[str] | None) -> tuple[dict[str, dict[str, Any]], Pat
 
 
 def parse_arguments(argv: list[str] | None) -> dict[str, Any]:
-    """The options that were given, by name."""
+    """The options that were given on the command line, by name."""
     parser = argparse.ArgumentParser(
         description="Train a small detector whose head and losses are built from a config.",
         argument_default=argparse.SUPPRESS,
@@ -70,22 +71,38 @@ def parse_arguments(argv: list[str] | None) -> dict[str, Any]:
     add("--val-images", metavar="DIR")
     add("--val-json", metavar="FILE")
     add("--detector", choices=DETECTORS, help="a file of examples/configs (default: fcos)")
-    add("--all", action="store_true", help="train all, one after the other, and compare them")
-    add("--losses", metavar="FILE", type=Path, help="YAML or Python: loss_bbox and others")
+    add(
+        "--all",
+        action="store_true",
+        help="train all detectors, one after the other, and compare them",
+    )
+    add(
+        "--losses",
+        metavar="FILE",
+        type=Path,
+        help="YAML or Python file that replaces losses of the config by name",
+    )
     add("--steps", type=positive, help="default: trees 800, digits 600, own data 3000")
     add("--batch-size", type=positive, help="default: trees 4, digits 16, own data 8")
     add(
         "--image-size",
         type=positive,
-        help="side of the crops of trees (224) or of letterboxed own images (256)",
+        help="side in pixels of the crops of trees (224) or of letterboxed own images (256)",
     )
-    add("--max-boxes", type=positive, help="rows that ground truth is padded to")
-    add("--seed", type=int, help="of weights and data (default: 0)")
+    add("--max-boxes", type=positive, help="rows that the ground truth of an image is padded to")
+    add("--seed", type=int, help="seed of the weights and the data (default: 0)")
     add("--quick", action="store_true", help="a few steps, to see that everything runs")
     add(
         "--out", metavar="DIR", type=Path, help="the run's folder (default: runs/<data>-<detector>)"
     )
-    add("--resume", metavar="DIR", type=Path, nargs="?", const=None, help="default: the last run")
+    add(
+        "--resume",
+        metavar="DIR",
+        type=Path,
+        nargs="?",
+        const=None,
+        help="continue the run in this folder (default: the run under runs/ that started last)",
+    )
     return vars(parser.parse_args(argv))
 
 
@@ -98,7 +115,7 @@ def positive(text: str) -> int:
 
 
 def resolve_options(given: dict[str, Any]) -> dict[str, Any]:
-    """All options of a new run, but for its model, from those given on the command line."""
+    """All options of a new run except its model, from those given on the command line."""
     paths = [name for name in COCO_PATHS if name in given]
     if paths and len(paths) < len(COCO_PATHS):
         missing = [f"--{name.replace('_', '-')}" for name in COCO_PATHS if name not in given]
@@ -106,7 +123,8 @@ def resolve_options(given: dict[str, Any]) -> dict[str, Any]:
     if paths and "data" in given:
         raise ConfigError("--data names a built-in data set: leave it out with own data")
     data = "coco" if paths else given.get("data", "trees")
-    options = {"data": data, "detector": DETECTORS[0], "losses": {}, "seed": 0, **PRESETS[data]}
+    options: dict[str, Any] = {"data": data}
+    options |= {"detector": DETECTORS[0], "losses": {}, "seed": 0, **PRESETS[data]}
     options["strides"] = STRIDES[data]
     if given.get("quick"):
         options |= QUICK
@@ -119,7 +137,7 @@ def resolve_options(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_model(detector: str, losses: dict[str, Any]) -> dict[str, Any]:
-    """The `model` of examples/configs/<detector>.py with `losses` in place of its own."""
+    """The `model` of examples/configs/<detector>.py, in which `losses` replace its own by name."""
     model = runpy.run_path(str(CONFIGS / f"{detector}.py"))["model"]
     own = [name for name in model["bbox_head"] if name.startswith("loss")]
     unknown = [name for name in losses if name not in own]
@@ -128,7 +146,7 @@ def read_model(detector: str, losses: dict[str, Any]) -> dict[str, Any]:
     return {**model, "bbox_head": {**model["bbox_head"], **losses}}
 
 
-def load_losses(path: Path) -> dict[str, dict]:
+def load_losses(path: Path) -> dict[str, dict[str, Any]]:
     """The loss configs in a YAML or Python file, by name: loss_cls, loss_bbox, ..."""
     try:
         if path.suffix == ".py":
@@ -140,7 +158,7 @@ def load_losses(path: Path) -> dict[str, dict]:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid YAML ({error})") from error
-    except Exception as error:  # whatever the user's Python file raises
+    except Exception as error:  # The user's Python file can raise anything.
         raise ConfigError(f"{path}: {type(error).__name__}: {error}") from error
     if not isinstance(content, dict) or not content:
         raise ConfigError(f"{path}: must define losses by name, such as loss_bbox")
@@ -148,7 +166,7 @@ def load_losses(path: Path) -> dict[str, dict]:
 
 
 def new_run_folder(name: str) -> Path:
-    """The first of runs/<name>, runs/<name>-2, runs/<name>-3, ... that is not taken."""
+    """The first of runs/<name>, runs/<name>-2, runs/<name>-3, ... that does not exist."""
     number, folder = 1, RUNS / name
     while folder.exists():
         number += 1
@@ -157,7 +175,7 @@ def new_run_folder(name: str) -> Path:
 
 
 def newest_run_folder() -> Path:
-    """The run under runs/ that was started last."""
+    """The folder of the run under runs/ that was started last."""
     configs = sorted(RUNS.rglob("config.json"), key=lambda path: path.stat().st_mtime)
     if not configs:
         raise ConfigError(f"--resume: no run in {RUNS}/")
@@ -165,10 +183,11 @@ def newest_run_folder() -> Path:
 
 
 def saved_options(folder: Path, given: dict[str, Any]) -> dict[str, Any]:
-    """The options a run was started with; one given now that differs is refused.
+    """The options that a run was started with.
 
-    Other steps would be another learning rate schedule, another seed another order of the data:
-    the run would not continue to the numbers it was heading for.
+    An option that is given now and differs raises a ConfigError, since the run would not end with
+    the numbers that it would have reached: another number of steps changes the learning rate
+    schedule, another seed the order of the data.
     """
     path = folder / "config.json"
     try:

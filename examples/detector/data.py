@@ -1,31 +1,36 @@
-"""What every data source shares: cutting, augmenting, padding, letterboxing and validation sets.
+"""What all data sources share: reading files, cutting, augmenting, padding and validation sets.
 
-Boxes are float32 (x1, y1, x2, y2) in pixels. A label is a class index from 0, or one of the two
-marks below.
+Boxes are float32 (x1, y1, x2, y2) in pixels. A label is a class index, which starts at 0, or one of
+the two negative values PADDING and IGNORED.
 """
 
+import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
-PADDING = -1  # a row that only fills the array up to its static size
-IGNORED = -2  # of no use for training and not counted in evaluation, such as a COCO crowd
-VISIBLE = 0.5  # of an object's area, for its box to count
+from .images import upright_rgb, upright_size
+
+PADDING = -1  # the label of a row that only fills the array up to its static size
+IGNORED = -2  # the label of a box that is not trained on and not evaluated, such as a COCO crowd
+VISIBLE = 0.5  # the fraction of a box's area that must lie in a crop for the box to be kept
 ALL = slice(None)
+
+Sample = tuple[np.ndarray, np.ndarray, np.ndarray]  # image (H, W, 3), boxes (N, 4), labels (N,)
 
 
 class DataError(ValueError):
-    """A fault in the data; its message names the file and, where there is one, the annotation."""
+    """A fault in the data. The message names the file and, if it is in one, the annotation."""
 
 
 @dataclass(frozen=True)
 class Letterbox:
-    """Where an image of `width` x `height` pixels lies on the network's input."""
+    """Where an image of `width` x `height` pixels lies in the network's input."""
 
     width: int
     height: int
@@ -33,11 +38,11 @@ class Letterbox:
     offset: tuple[int, int] = (0, 0)
 
     def forward(self, boxes: np.ndarray) -> np.ndarray:
-        """Boxes (N, 4) of the image as boxes (N, 4) of the network's input."""
+        """Boxes (N, 4) in pixels of the image, in pixels of the network's input."""
         return (boxes * np.tile(self.scale, 2) + np.tile(self.offset, 2)).astype(np.float32)
 
     def backward(self, boxes: np.ndarray) -> np.ndarray:
-        """Boxes (N, 4) of the network's input as boxes (N, 4) of the image, clipped to it."""
+        """Boxes (N, 4) in pixels of the network's input, in pixels of the image, clipped to it."""
         boxes = (boxes - np.tile(self.offset, 2)) / np.tile(self.scale, 2)
         return np.clip(boxes, 0, [self.width, self.height] * 2).astype(np.float32)
 
@@ -47,9 +52,9 @@ class ValidationSet:
     """Images and their ground truth, a COCO dict in pixels of the original images."""
 
     name: str
-    ground_truth: dict
-    load: Callable[[int], tuple[np.ndarray, Letterbox]]  # index -> uint8 (H, W, 3) and its place
-    category_ids: list[int]  # the COCO category of each class index
+    ground_truth: dict[str, Any]
+    load: Callable[[int], tuple[np.ndarray, Letterbox]]  # index -> input uint8 (H, W, 3), its place
+    category_ids: list[Any]  # the id of the COCO category of each class index
     max_detections: int = 100  # per image, COCO's own limit
 
 
@@ -60,10 +65,10 @@ class Dataset(Protocol):
     validation: list[ValidationSet]
 
     def train_batch(self, step: int, rows: slice = ALL) -> dict[str, np.ndarray]:
-        """The batch of one step, or some rows of it: the same whenever it is asked for."""
+        """The batch of a step, or some of its rows: the same at every call for that step."""
 
 
-def read_json(path: Path) -> dict:
+def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -77,13 +82,35 @@ def read_json(path: Path) -> dict:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """An image file as uint8 (H, W, 3)."""
+    """An image file as uint8 (H, W, 3), turned upright by its EXIF orientation.
+
+    Grey levels of more than 8 bits are scaled: see `_grey_levels` in images.py.
+    """
+    with _opened(path) as image:
+        return upright_rgb(image)
+
+
+def read_size(path: Path) -> tuple[int, int]:
+    """Width and height of an image file turned upright, from its header alone."""
+    with _opened(path) as image:
+        return upright_size(image)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """An image file, opened. What Pillow raises becomes a DataError that names the file."""
     try:
         with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
+            yield image
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such image file") from error
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow's ways to refuse a broken file
+    except Image.DecompressionBombError as error:
+        raise DataError(
+            f"{path}: {error} This limit of Pillow is twice PIL.Image.MAX_IMAGE_PIXELS, which is "
+            f"{Image.MAX_IMAGE_PIXELS}. If you trust the file, set PIL.Image.MAX_IMAGE_PIXELS to a "
+            "larger number, or to None for no limit, at the top of the script that you start."
+        ) from error
+    except Exception as error:  # OSError, SyntaxError, ValueError, for AVIF RuntimeError, ...
         raise DataError(f"{path}: not a readable image ({error})") from error
 
 
@@ -92,8 +119,9 @@ def cut(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Boxes (N, 4) and labels (N,) inside a window (x1, y1, x2, y2), in the window's pixels.
 
-    A box of which at least half the area (VISIBLE) lies inside stays, clipped; of a smaller rest
-    nobody can say how far the object reaches, so it becomes IGNORED; a box outside is dropped.
+    A box of which at least half the area (VISIBLE) lies inside is kept and clipped. Where less is
+    visible, the extent of the object cannot be told, and the label becomes IGNORED. A box outside
+    is dropped.
     """
     x1, y1, x2, y2 = window
     clipped = np.clip(boxes, [x1, y1, x1, y1], [x2, y2, x2, y2])
@@ -104,7 +132,7 @@ def cut(
 
 
 def transpose(image: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Image (H, W, 3) and boxes (N, 4) mirrored on the main diagonal: x and y change places."""
+    """Image (H, W, 3) and boxes (N, 4) with x and y exchanged."""
     return image.swapaxes(0, 1), boxes[:, [1, 0, 3, 2]]
 
 
@@ -116,14 +144,17 @@ def flip(image: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def brighten(image: np.ndarray, factor: float, shift: float = 0.0) -> np.ndarray:
-    """Image uint8 (H, W, 3) times a factor plus a shift, cut off at 0 and 255."""
+    """Image uint8 (H, W, 3) times a factor plus a shift, clipped to 0 and 255."""
     return np.clip(image * factor + shift, 0, 255).astype(np.uint8)
 
 
 def pad_rows(
     boxes: np.ndarray, labels: np.ndarray, max_boxes: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes (max_boxes, 4) and labels (max_boxes,), without those IGNORED; the largest, if more."""
+    """Boxes (max_boxes, 4) and labels (max_boxes,) without the IGNORED, padded.
+
+    Of more boxes than max_boxes the largest are kept.
+    """
     boxes, labels = boxes[labels >= 0], labels[labels >= 0]
     keep = np.argsort(-_areas(boxes), kind="stable")[:max_boxes]
     padded_boxes = np.zeros((max_boxes, 4), np.float32)
@@ -133,12 +164,11 @@ def pad_rows(
     return padded_boxes, padded_labels
 
 
-def make_batch(
-    samples: list[tuple[np.ndarray, np.ndarray, np.ndarray]], max_boxes: int
-) -> dict[str, np.ndarray]:
-    """Samples (image, boxes, labels) as arrays of static shape.
+def make_batch(samples: list[Sample], max_boxes: int) -> dict[str, np.ndarray]:
+    """Samples as arrays of static shape.
 
-    images uint8 (B, H, W, 3), boxes float32 (B, max_boxes, 4), labels int32 (B, max_boxes).
+    Returns: images uint8 (B, H, W, 3), boxes float32 (B, max_boxes, 4) and labels int32
+      (B, max_boxes).
     """
     rows = [pad_rows(boxes, labels, max_boxes) for _, boxes, labels in samples]
     return {
@@ -148,14 +178,16 @@ def make_batch(
     }
 
 
-def coco_dict(boxes: list[np.ndarray], labels: list[np.ndarray], class_names: list[str]) -> dict:
-    """Ground truth of images 0, 1, 2, ... as a COCO dict, with class index as category."""
-    annotations = []
+def coco_dict(
+    boxes: list[np.ndarray], labels: list[np.ndarray], class_names: list[str]
+) -> dict[str, Any]:
+    """Ground truth of images 0, 1, 2, ... as a COCO dict, whose category ids are class indices."""
+    annotations: list[dict[str, Any]] = []
     for image_id, (image_boxes, image_labels) in enumerate(zip(boxes, labels, strict=True)):
         for (x1, y1, x2, y2), label in zip(image_boxes.tolist(), image_labels, strict=True):
             annotations.append(
                 {
-                    "id": len(annotations) + 1,  # pycocotools takes an id of 0 for "no match"
+                    "id": len(annotations) + 1,  # pycocotools takes an id of 0 for "no match".
                     "image_id": image_id,
                     "category_id": max(int(label), 0),
                     "bbox": [x1, y1, x2 - x1, y2 - y1],

@@ -1,9 +1,11 @@
-"""A small DETR in flax.nnx: cells propose boxes, the best become queries, layers correct them.
+"""A small two-stage DETR in flax.nnx.
 
-Two stages and boxes corrected layer by layer as in Deformable DETR (Zhu et al. 2021), whose
-attention at sampled points is here attention within windows. Boxes are (cx, cy, w, h) in cells of
-the feature map, so that an object looks the same wherever it lies and however large the image is;
-what comes out are fractions of the image.
+Each cell of a feature map proposes a box. The best proposals become queries, and each decoder layer
+corrects their boxes, as in Deformable DETR (Zhu et al. 2021). Attention is limited to windows about
+the boxes, where Deformable DETR samples points.
+
+Inside the network boxes are (cx, cy, w, h) in cells of the feature map, so that an object looks the
+same wherever it lies and however large the image is. The outputs are fractions of the image.
 """
 
 import math
@@ -15,23 +17,25 @@ from flax import nnx
 
 from visdet_jax.detectors import DETRHead, DETROutputs
 
-STRIDE = 8  # of the one level whose cells are attended to
-CELLS_PER_QUERY = 6  # so that a larger image has more queries
-SIDE = 4.0  # of the square, in cells, from which a cell's proposal starts
+STRIDE = 8  # of the one feature map that is attended to, in pixels
+CELLS_PER_QUERY = 6  # the number of queries grows with the image
+SIDE = 4.0  # side in cells of the square from which a cell's proposal starts
 LAYERS = 3  # of the decoder
-HEADS = 4
+HEADS = 4  # of each attention
 
 
 class Attention(nnx.Module):
     """Multi-head attention in soft windows about the boxes of the queries.
 
-    To a head's logits a parabola is added whose top lies beside the centre of the query's box, and
-    whose width is a share of the box's sides; both follow from the query. At first the heads' tops
-    are a ring. Plain attention has to learn where to look: hence DETR's long training.
-    Gao et al. 2021 (SMCA), https://arxiv.org/abs/2101.07448
+    The window is a parabola that is added to the logits of a head. Its peak lies at an offset from
+    the centre of the query's box, and its width is a fraction of the box's sides; both are computed
+    from the query. At the start of training the peaks of the heads form a ring. Plain attention
+    has to learn where to look, which is why DETR trains for so long.
+
+    Source: Gao et al. 2021 (SMCA), https://arxiv.org/abs/2101.07448
     """
 
-    def __init__(self, channels: int, *, rngs: nnx.Rngs):
+    def __init__(self, channels: int, *, rngs: nnx.Rngs) -> None:
         self.query = nnx.Linear(channels, channels, rngs=rngs)
         self.key = nnx.Linear(channels, channels, rngs=rngs)
         self.value = nnx.Linear(channels, channels, rngs=rngs)
@@ -50,32 +54,44 @@ class Attention(nnx.Module):
     def __call__(
         self, x: jax.Array, boxes: jax.Array, memory: jax.Array, places: jax.Array
     ) -> jax.Array:
-        """What queries x (B, Q, D) of boxes (B, Q, 4) find in memory (B, P, D) at (B, P, 2)."""
+        """The queries' features after attention to a memory.
 
-        def by_head(y: jax.Array) -> jax.Array:  # (B, N, H·d) to (B, H, N, d)
-            return y.reshape(*y.shape[:2], HEADS, -1).swapaxes(1, 2)
+        Args:
+          x: Queries (B, Q, D).
+          boxes: Their boxes (B, Q, 4).
+          memory: Features (B, P, D) that are attended to.
+          places: Their centres (B, P, 2).
+
+        Returns: (B, Q, D).
+        """
+
+        def split_heads(features: jax.Array) -> jax.Array:  # (B, N, H·d) to (B, H, N, d)
+            return features.reshape(*features.shape[:2], HEADS, -1).swapaxes(1, 2)
 
         query, key, value = (
-            by_head(y) for y in (self.query(x), self.key(memory), self.value(memory))
+            split_heads(features)
+            for features in (self.query(x), self.key(memory), self.value(memory))
         )
         centre, side = jnp.split(boxes[:, None], 2, axis=-1)
-        top, width = jnp.split(by_head(self.window(x)), 2, axis=-1)
-        curvature = (jnp.exp(width) * side) ** -2
-        slope = curvature * (centre + top * side)
-        # The parabola -curvature (place - centre - top side)² / 2, less what is the same at all
-        # places, is a scalar product too: no array (B, H, Q, P, 2).
+        offset, log_width = jnp.split(split_heads(self.window(x)), 2, axis=-1)
+        curvature = (jnp.exp(log_width) * side) ** -2
+        # The parabola -curvature (place - peak)² / 2 with peak = centre + offset side. Keep it in
+        # the scalar product of query and key: its terms in place and place² are two more products,
+        # and what is the same at all places cancels in the softmax. Written out, it would be an
+        # array (B, H, Q, P, 2).
         parabola = jnp.concatenate([places, -(places**2) / 2], axis=-1)[:, None]
         parabola = jnp.broadcast_to(parabola, (*key.shape[:3], 4))
-        query = jnp.concatenate([query / math.sqrt(query.shape[-1]), slope, curvature], axis=-1)
+        linear = curvature * (centre + offset * side)
+        query = jnp.concatenate([query / math.sqrt(query.shape[-1]), linear, curvature], axis=-1)
         key = jnp.concatenate([key, parabola], axis=-1)
-        found = jax.nn.softmax(query @ key.swapaxes(2, 3), axis=-1) @ value
-        return self.out(found.swapaxes(1, 2).reshape(x.shape))
+        attended = jax.nn.softmax(query @ key.swapaxes(2, 3), axis=-1) @ value
+        return self.out(attended.swapaxes(1, 2).reshape(x.shape))
 
 
 class Layer(nnx.Module):
-    """Queries attend to each other, in a decoder (`cross`) to the cells, and are transformed."""
+    """Self-attention, in a decoder (`cross`) attention to the cells, and a feed-forward network."""
 
-    def __init__(self, channels: int, *, cross: bool, rngs: nnx.Rngs):
+    def __init__(self, channels: int, *, cross: bool, rngs: nnx.Rngs) -> None:
         self.norms = nnx.List([nnx.LayerNorm(channels, rngs=rngs) for _ in range(2 + cross)])
         self.own = Attention(channels, rngs=rngs)
         self.cross = Attention(channels, rngs=rngs) if cross else None
@@ -83,7 +99,15 @@ class Layer(nnx.Module):
         self.contract = nnx.Linear(2 * channels, channels, rngs=rngs)
 
     def __call__(self, x: jax.Array, boxes: jax.Array, *cells: jax.Array) -> jax.Array:
-        """x (B, Q, D) of boxes (B, Q, 4); cells: their features (B, P, D) and places (B, P, 2)."""
+        """The queries' next features.
+
+        Args:
+          x: Queries (B, Q, D).
+          boxes: Their boxes (B, Q, 4).
+          cells: In a decoder, the cells' features (B, P, D) and their centres (B, P, 2).
+
+        Returns: (B, Q, D).
+        """
         own = self.norms[0](x)
         x += self.own(own, boxes, own, boxes[..., :2])
         if self.cross is not None:
@@ -92,10 +116,10 @@ class Layer(nnx.Module):
 
 
 class Estimate(nnx.Module):
-    """The logits of the classes, and the box, moved and resized in units of its sides."""
+    """Class logits, and a box that is moved and resized in units of its sides."""
 
-    def __init__(self, channels: int, classes: int, *, rngs: nnx.Rngs):
-        # a probability of 0.01, as in Towers of network.py
+    def __init__(self, channels: int, classes: int, *, rngs: nnx.Rngs) -> None:
+        # Every class starts at a probability of 0.01, as in Towers of network.py.
         prior = nnx.initializers.constant(-math.log((1 - 0.01) / 0.01))
         zeros = nnx.initializers.zeros
         self.norm = nnx.LayerNorm(channels, rngs=rngs)
@@ -104,6 +128,7 @@ class Estimate(nnx.Module):
         self.boxes = nnx.Linear(channels, 4, kernel_init=zeros, rngs=rngs)
 
     def __call__(self, x: jax.Array, boxes: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Logits (B, Q, C) and corrected boxes (B, Q, 4) of queries (B, Q, D) and boxes."""
         x = self.norm(x)
         centre, side = jnp.split(boxes, 2, axis=-1)
         move, growth = jnp.split(self.boxes(nnx.relu(self.hidden(x))), 2, axis=-1)
@@ -112,12 +137,12 @@ class Estimate(nnx.Module):
 
 
 class Transformer(nnx.Module):
-    """One level's features to a set of predictions after each layer, and every cell's proposal.
+    """Predictions after each decoder layer, and the proposal of every cell, of one feature map.
 
-    The proposals' class 0 stands for any object.
+    Class 0 of a proposal stands for an object of any class.
     """
 
-    def __init__(self, channels: int, head: DETRHead, *, rngs: nnx.Rngs):
+    def __init__(self, channels: int, head: DETRHead, *, rngs: nnx.Rngs) -> None:
         classes = head.channels["cls_scores"]
         self.encoder = Layer(channels, cross=False, rngs=rngs)
         self.proposal = Estimate(channels, classes, rngs=rngs)
@@ -125,6 +150,7 @@ class Transformer(nnx.Module):
         self.estimates = nnx.List([Estimate(channels, classes, rngs=rngs) for _ in range(LAYERS)])
 
     def __call__(self, levels: list[jax.Array]) -> DETROutputs:
+        """The head's outputs for a list of one feature map (B, H, W, D)."""
         (features,) = levels
         batch, height, width, channels = features.shape
         count = height * width
@@ -132,15 +158,17 @@ class Transformer(nnx.Module):
         places = jnp.broadcast_to(grid.reshape(1, count, 2), (batch, count, 2))
         squares = jnp.concatenate([places, jnp.full_like(places, SIDE)], axis=-1)
         memory = self.encoder(features.reshape(batch, count, channels), squares)
-        proposals = self.proposal(memory, squares)
-        _, best = jax.lax.top_k(proposals[0][..., 0], -(-count // CELLS_PER_QUERY))
-        x, boxes = (jnp.take_along_axis(y, best[..., None], axis=1) for y in (memory, proposals[1]))
-        found = []
+        proposed_logits, proposed_boxes = self.proposal(memory, squares)
+        _, best = jax.lax.top_k(proposed_logits[..., 0], -(-count // CELLS_PER_QUERY))
+        x, boxes = (
+            jnp.take_along_axis(rows, best[..., None], axis=1) for rows in (memory, proposed_boxes)
+        )
+        predictions = []
         for layer, estimate in zip(self.layers, self.estimates, strict=True):
-            boxes = jax.lax.stop_gradient(boxes)  # each layer learns its own correction
+            boxes = jax.lax.stop_gradient(boxes)  # Each layer learns its own correction only.
             x = layer(x, boxes, memory, places)
             logits, boxes = estimate(x, boxes)
-            found.append((logits, boxes))
-        logits, boxes = (jnp.stack(y) for y in zip(*found, strict=True))
+            predictions.append((logits, boxes))
+        logits, boxes = (jnp.stack(rows) for rows in zip(*predictions, strict=True))
         sides = jnp.array([width, height, width, height], jnp.float32)
-        return DETROutputs(logits, boxes / sides, proposals[0], proposals[1] / sides)
+        return DETROutputs(logits, boxes / sides, proposed_logits, proposed_boxes / sides)

@@ -4,18 +4,18 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from .data import ALL, Letterbox, ValidationSet, coco_dict, make_batch
+from .data import ALL, Letterbox, Sample, ValidationSet, coco_dict, make_batch
 
-TRAIN_DIGITS = 1437  # of 1797; the others, in the order of the data set, validate
+TRAIN_DIGITS = 1437  # the first of 1797; the others validate
 VALIDATION_SCENES = 200
-SIDES = (18, 42)  # pixels; the digits themselves are 8 x 8
-INK = 64  # of 255: what is darker does not belong to the digit when its box is drawn
+SIDES = (18, 42)  # smallest and largest side in pixels, to which the 8 x 8 digits are resized
+INK = 64  # the level, of 255, above which a pixel belongs to the digit when its box is drawn
 
 
 class Digits:
     """Training scenes by step from the first 1437 digits, 200 validation scenes from the rest."""
 
-    def __init__(self, batch_size: int, image_size: int, max_boxes: int, seed: int):
+    def __init__(self, batch_size: int, image_size: int, max_boxes: int, seed: int) -> None:
         digits = load_digits()
         self.class_names = [str(name) for name in digits.target_names]
         self.batch_size, self.image_size, self.max_boxes = batch_size, image_size, max_boxes
@@ -24,7 +24,7 @@ class Digits:
         self.train_digits = (pictures[:TRAIN_DIGITS], digits.target[:TRAIN_DIGITS])
         self.validation_digits = (pictures[TRAIN_DIGITS:], digits.target[TRAIN_DIGITS:])
 
-        rng = np.random.default_rng(0)  # not the run's seed: every run validates on the same scenes
+        rng = np.random.default_rng(0)  # Not `seed`: every run validates on the same scenes.
         scenes = [
             draw_scene(rng, *self.validation_digits, image_size) for _ in range(VALIDATION_SCENES)
         ]
@@ -39,7 +39,7 @@ class Digits:
         ]
 
     def train_batch(self, step: int, rows: slice = ALL) -> dict[str, np.ndarray]:
-        """New scenes; not mirrored, for a turned 6 is a 9."""
+        """New scenes. They are not turned or mirrored: a turned 6 is a 9."""
         rng = np.random.default_rng((self.seed, step))
         scenes = [
             draw_scene(rng, *self.train_digits, self.image_size) for _ in range(self.batch_size)
@@ -49,16 +49,22 @@ class Digits:
 
 def draw_scene(
     rng: np.random.Generator, pictures: np.ndarray, classes: np.ndarray, size: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One scene: image uint8 (size, size, 3), boxes (N, 4) around the ink, labels (N,).
+) -> Sample:
+    """One scene: image uint8 (size, size, 3), boxes (N, 4) around the digits, labels (N,).
 
-    pictures is uint8 (M, 8, 8), classes (M,).
+    Args:
+      rng: Draws the digits, their sizes and their places.
+      pictures: Digits, uint8 (M, 8, 8).
+      classes: Their classes (M,).
+      size: Side of the scene in pixels.
     """
     canvas = np.zeros((size, size), np.uint8)
     taken = np.zeros((size, size), bool)
-    boxes, labels = [], []
+    boxes: list[list[int]] = []
+    labels: list[int] = []
     wanted, tries = rng.integers(2, 7), 0
-    while len(boxes) < 2 or (len(boxes) < wanted and tries < 100):  # a canvas can be too full
+    # The limit of tries is for scenes that have no room for another digit.
+    while len(boxes) < 2 or (len(boxes) < wanted and tries < 100):
         tries += 1
         index = rng.integers(len(pictures))
         side = int(rng.integers(SIDES[0], SIDES[1] + 1))
@@ -66,7 +72,9 @@ def draw_scene(
         place = (slice(y, y + side), slice(x, x + side))
         if taken[place].any():
             continue
-        digit = np.asarray(Image.fromarray(pictures[index]).resize((side, side), Image.BICUBIC))
+        digit = np.asarray(
+            Image.fromarray(pictures[index]).resize((side, side), Image.Resampling.BICUBIC)
+        )
         taken[place] = True
         canvas[place] = digit
         rows, columns = np.nonzero(digit > INK)

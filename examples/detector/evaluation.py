@@ -3,6 +3,7 @@
 import contextlib
 import io
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from pycocotools.coco import COCO
@@ -12,11 +13,15 @@ from .data import ValidationSet
 
 METRICS = ("AP", "AP50", "AP75")
 
+Predict = Callable[[np.ndarray], dict[str, Any]]
 
-def detect(predict: Callable, validation: ValidationSet) -> list[dict]:
+
+def detect(predict: Predict, validation: ValidationSet) -> list[dict[str, Any]]:
     """Detections in COCO's result format, in pixels of the original images.
 
-    predict takes an image uint8 (H, W, 3) and gives boxes (K, 4), scores (K,) and labels (K,).
+    Args:
+      predict: Takes an image uint8 (H, W, 3) and returns boxes (K, 4), scores (K,), labels (K,).
+      validation: The images.
     """
     results = []
     for index, image_info in enumerate(validation.ground_truth["images"]):
@@ -38,9 +43,16 @@ def detect(predict: Callable, validation: ValidationSet) -> list[dict]:
     return results
 
 
-def average_precision(validation: ValidationSet, results: list[dict]) -> dict[str, float]:
-    """AP (mean over IoU 0.50 to 0.95), AP50 and AP75, each from 0 to 1."""
-    if not results:  # pycocotools refuses an empty list
+def average_precision(
+    validation: ValidationSet, results: list[dict[str, Any]]
+) -> dict[str, float | None]:
+    """AP (mean over IoU 0.50 to 0.95), AP50 and AP75, each from 0 to 1.
+
+    They are None for a validation set without objects, where precision has no meaning.
+    """
+    if all(annotation["iscrowd"] for annotation in validation.ground_truth["annotations"]):
+        return dict.fromkeys(METRICS)
+    if not results:  # pycocotools raises for an empty list
         return dict.fromkeys(METRICS, 0.0)
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()
@@ -50,23 +62,26 @@ def average_precision(validation: ValidationSet, results: list[dict]) -> dict[st
         coco_eval.params.maxDets = [validation.max_detections]
         coco_eval.evaluate()
         coco_eval.accumulate()
-    # (IoU threshold, recall, category, area range, max detections); a category without ground
-    # truth is -1. summarize() would insist on 100 detections per image.
+    # The axes are IoU threshold, recall, category, area range, max detections; a category without
+    # ground truth is -1. Do not call summarize(): it wants exactly 100 detections per image.
     precision = coco_eval.eval["precision"][..., 0, 0]
     thresholds = coco_eval.params.iouThrs
     chosen = {"AP": thresholds > 0, "AP50": thresholds == 0.5, "AP75": np.isclose(thresholds, 0.75)}
-    means = {}
+    means: dict[str, float | None] = {}
     for name, at in chosen.items():
         values = precision[at]
         values = values[values >= 0]
-        means[name] = float(values.mean()) if values.size else 0.0
+        means[name] = float(values.mean()) if values.size else None
     return means
 
 
-def format_table(runs: dict[str, dict]) -> str:
+def format_table(runs: dict[str, dict[str, Any]]) -> str:
     """One line per detector and validation set with average precisions and the run's seconds.
 
-    runs: what `run` of train_detector.py gives, by detector.
+    An average precision that is not available is shown as n/a.
+
+    Args:
+      runs: By detector, the metrics that `run` of train_detector.py returns.
     """
     rows = [
         (detector, name, row, sum(metrics["seconds"].values()))
@@ -78,7 +93,10 @@ def format_table(runs: dict[str, dict]) -> str:
     header += "".join(f"{m:>7}" for m in METRICS) + "  seconds"
     lines = [header, "-" * len(header)]
     for detector, name, row, seconds in rows:
-        values = "".join(f"{row[metric]:7.3f}" for metric in METRICS)
+        values = "".join(
+            f"{'n/a' if row[metric] is None else format(row[metric], '.3f'):>7}"
+            for metric in METRICS
+        )
         lines.append(
             f"{detector:<9}  {name:<{width}}  {row['images']:>6}  {row['boxes']:>5}{values}"
             f"{seconds:9.0f}"

@@ -1,4 +1,4 @@
-"""From a detector's config to the head whose losses are trained."""
+"""From a detector's config to its head, which has the losses."""
 
 import copy
 import itertools
@@ -6,13 +6,13 @@ from typing import Any
 
 import jax
 
-from visdet_jax.detectors import Head, build_head
+from visdet_jax.detectors import DenseHead, DETRHead, build_head
 
 from .config import ConfigError
 
 
-def make_head(model: dict[str, Any], num_classes: int, strides: list[int]) -> Head:
-    """The head of a config, for the classes of the data and the levels that suit its objects."""
+def make_head(model: dict[str, Any], num_classes: int, strides: list[int]) -> DenseHead | DETRHead:
+    """The head of a config, for the number of classes and the strides that suit the data."""
     config = {**copy.deepcopy(model["bbox_head"]), "num_classes": num_classes}
     if "anchor_generator" in config:
         config["anchor_generator"]["strides"] = strides
@@ -24,13 +24,15 @@ def make_head(model: dict[str, Any], num_classes: int, strides: list[int]) -> He
         raise ConfigError(f"{model['type']}: {error}") from error
     for name, state in head.init().items():
         if jax.tree.leaves(state):
-            raise ConfigError(f"{name} keeps running statistics, which this example does not")
+            raise ConfigError(
+                f"{name} keeps running statistics, which this example does not support"
+            )
     return head
 
 
 def _ranges(config: dict[str, Any], strides: list[int]) -> list[tuple[float, float]]:
-    """FCOS's ranges of the largest distance for other strides: as many strides as in the config."""
+    """FCOS's regress ranges for other strides: each ends at as many strides as in the config."""
     first, *_, last = config["regress_ranges"]
-    reach = first[1] / config["strides"][0]
-    edges = [first[0], *(reach * stride for stride in strides[:-1]), last[1]]
+    end_in_strides = first[1] / config["strides"][0]
+    edges = [first[0], *(end_in_strides * stride for stride in strides[:-1]), last[1]]
     return list(itertools.pairwise(edges))

@@ -1,6 +1,6 @@
-"""A small detector in flax.nnx: residual backbone, feature pyramid, and what a head's losses want.
+"""A small detector in flax.nnx: residual backbone, feature pyramid, and the outputs of a head.
 
-That is one tower for all levels, or DETR's transformer (detr.py).
+The outputs come from towers that all levels share, or from DETR's transformer (detr.py).
 """
 
 import math
@@ -9,17 +9,25 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from visdet_jax.detectors import DETRHead, DETROutputs, FCOSHead, Head, HeadOutputs
+from visdet_jax.detectors import (
+    DenseHead,
+    DETRHead,
+    DETROutputs,
+    FCOSHead,
+    HeadOutputs,
+)
 
 from . import detr
 
-GROUPS = 8
+GROUPS = 8  # of GroupNorm
 
 
 class ConvNorm(nnx.Module):
-    """3 x 3 convolution, GroupNorm (per image, so the batch may be small) and ReLU."""
+    """3 x 3 convolution, GroupNorm and ReLU. GroupNorm allows small batches."""
 
-    def __init__(self, channels_in: int, channels_out: int, *, stride: int = 1, rngs: nnx.Rngs):
+    def __init__(
+        self, channels_in: int, channels_out: int, *, stride: int = 1, rngs: nnx.Rngs
+    ) -> None:
         self.conv = nnx.Conv(
             channels_in, channels_out, (3, 3), strides=stride, use_bias=False, rngs=rngs
         )
@@ -30,9 +38,9 @@ class ConvNorm(nnx.Module):
 
 
 class ResidualBlock(nnx.Module):
-    """Two convolutions around a shortcut."""
+    """Two convolutions whose result is added to their input."""
 
-    def __init__(self, channels: int, *, rngs: nnx.Rngs):
+    def __init__(self, channels: int, *, rngs: nnx.Rngs) -> None:
         self.first = ConvNorm(channels, channels, rngs=rngs)
         self.second = ConvNorm(channels, channels, rngs=rngs)
 
@@ -41,15 +49,15 @@ class ResidualBlock(nnx.Module):
 
 
 class Backbone(nnx.Module):
-    """Halves the sides stage by stage and returns the features at each of `strides`."""
+    """Stages that each halve the sides; returns the features at each of `strides`."""
 
-    def __init__(self, strides: tuple[int, ...], width: int, *, rngs: nnx.Rngs):
+    def __init__(self, strides: tuple[int, ...], width: int, *, rngs: nnx.Rngs) -> None:
         self.strides = strides
         channels = [3, width, 2 * width, 3 * width, 4 * width, 4 * width]
         stages = []
         for level in range(int(math.log2(max(strides)))):
             stage = [ConvNorm(channels[level], channels[level + 1], stride=2, rngs=rngs)]
-            if level > 0:  # at half resolution a block would add a quarter to the cost of a step
+            if level > 0:  # At half resolution a block would add a quarter to the cost of a step.
                 stage.append(ResidualBlock(channels[level + 1], rngs=rngs))
             stages.append(nnx.Sequential(*stage))
         self.stages = nnx.List(stages)
@@ -65,9 +73,9 @@ class Backbone(nnx.Module):
 
 
 class Pyramid(nnx.Module):
-    """Adds to each level the upsampled coarser one."""
+    """Feature pyramid: adds to each level the upsampled coarser level."""
 
-    def __init__(self, channels_in: list[int], channels: int, *, rngs: nnx.Rngs):
+    def __init__(self, channels_in: list[int], channels: int, *, rngs: nnx.Rngs) -> None:
         self.lateral = nnx.List([nnx.Conv(c, channels, (1, 1), rngs=rngs) for c in channels_in])
         self.smooth = nnx.List([ConvNorm(channels, channels, rngs=rngs) for _ in channels_in])
 
@@ -80,18 +88,18 @@ class Pyramid(nnx.Module):
 
 
 class Towers(nnx.Module):
-    """What a head's losses want at every cell: a convolution for each output, shared by the levels.
+    """The outputs of a head at every cell: a convolution for each, which all levels share.
 
-    FCOS wants distances, which are positive, in pixels or strides; the other heads take the numbers
-    as they come.
+    FCOS needs distances that are positive, in pixels or in strides. The other heads take any
+    numbers.
     """
 
-    def __init__(self, channels: int, head: Head, *, rngs: nnx.Rngs):
+    def __init__(self, channels: int, head: DenseHead, *, rngs: nnx.Rngs) -> None:
         self.class_tower = ConvNorm(channels, channels, rngs=rngs)
         self.box_tower = ConvNorm(channels, channels, rngs=rngs)
         count = {name: head.num_base_priors * size for name, size in head.channels.items()}
-        # Every prior starts at a probability of 0.01, or the many negatives drown the first steps
-        # (Lin et al. 2017, Focal Loss for Dense Object Detection, section 3.3).
+        # Every prior starts at a probability of 0.01. Without it the many negatives dominate the
+        # first steps (Lin et al. 2017, Focal Loss for Dense Object Detection, section 3.3).
         prior = nnx.initializers.constant(-math.log((1 - 0.01) / 0.01))
         self.classes = nnx.Conv(channels, count["cls_scores"], (3, 3), bias_init=prior, rngs=rngs)
         self.boxes = nnx.Conv(channels, count["bbox_preds"], (3, 3), rngs=rngs)
@@ -118,15 +126,29 @@ class Towers(nnx.Module):
 
 
 class Detector(nnx.Module):
-    """Images uint8 (B, H, W, 3), sides divisible by the largest stride, to a head's outputs."""
+    """From images to the outputs of a head."""
 
-    def __init__(self, head: Head, *, width: int = 32, channels: int = 64, rngs: nnx.Rngs):
-        of_queries = isinstance(head, DETRHead)
-        strides = (detr.STRIDE,) if of_queries else head.strides
+    def __init__(
+        self, head: DenseHead | DETRHead, *, width: int = 32, channels: int = 64, rngs: nnx.Rngs
+    ) -> None:
+        """A network with random weights.
+
+        Args:
+          head: The head whose outputs the network computes.
+          width: Channels of the first stage.
+          channels: Channels of the pyramid and of the towers.
+          rngs: Draw the weights.
+        """
+        strides = (detr.STRIDE,) if isinstance(head, DETRHead) else head.strides
         self.backbone = Backbone(strides, width, rngs=rngs)
         self.pyramid = Pyramid(self.backbone.channels, channels, rngs=rngs)
-        self.top = (detr.Transformer if of_queries else Towers)(channels, head, rngs=rngs)
+        self.top: detr.Transformer | Towers
+        if isinstance(head, DETRHead):
+            self.top = detr.Transformer(channels, head, rngs=rngs)
+        else:
+            self.top = Towers(channels, head, rngs=rngs)
 
     def __call__(self, images: jax.Array) -> HeadOutputs | DETROutputs:
+        """The outputs for uint8 (B, H, W, 3), whose sides are multiples of the largest stride."""
         x = images.astype(jnp.float32) / 127.5 - 1
         return self.top(self.pyramid(self.backbone(x)))

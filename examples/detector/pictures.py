@@ -1,6 +1,7 @@
-"""The pictures of a run, and of several: loss curves, and detections over ground truth."""
+"""Pictures of one run and of several: loss curves, and detections over ground truth."""
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -14,29 +15,33 @@ from matplotlib.ticker import LogLocator
 
 from .data import ValidationSet
 
-# Okabe and Ito's palette, which the colour-blind tell apart too
+# Okabe and Ito's palette, whose colours the colour-blind can tell apart.
 BLUE, ORANGE, GREEN = "#0072B2", "#E69F00", "#009E73"
 SKY, VERMILION, PURPLE = "#56B4E9", "#D55E00", "#CC79A7"
-TRUTH = {"fill": False, "edgecolor": SKY, "linestyle": "--", "linewidth": 1.8}
-DETECTION = {"fill": False, "edgecolor": VERMILION, "linewidth": 1.6}
-MAX_PANELS = 8
-MAX_SIDE = 640  # pixels of an image that are shown: of a larger one its middle
-MAX_ROWS = 4
-COMPARED_SIDE = 230  # the same, where detectors are compared
-SCORE_THRESHOLD = 0.4
+TRUTH: dict[str, Any] = {"fill": False, "edgecolor": SKY, "linestyle": "--", "linewidth": 1.8}
+DETECTION: dict[str, Any] = {"fill": False, "edgecolor": VERMILION, "linewidth": 1.6}
+MAX_PANELS = 8  # images of one run
+MAX_SIDE = 640  # pixels; of a larger image the middle is shown
+MAX_ROWS = 4  # images, where detectors are compared
+COMPARED_SIDE = 230  # MAX_SIDE, where detectors are compared
+SCORE_THRESHOLD = 0.4  # of a detection that is shown
+
+Detections = tuple[ValidationSet, list[dict[str, Any]]]  # in COCO's result format
+Panel = tuple[ValidationSet, int, list[dict[str, Any]], str]  # set, image, detections, title
+Crop = tuple[int, int, int, int]  # x1, y1, x2, y2
 
 
 def draw_losses(path: Path, history: dict[str, list[float]]) -> None:
-    """One panel per loss over the steps: each step's value, and a running mean."""
+    """Draw a panel for each loss over the steps: the value of each step, and a running mean."""
     size = (12, 4.2 if len(history) < 3 else 3.8)
     figure, panels = plt.subplots(1, len(history), figsize=size, dpi=100, layout="constrained")
     for panel, (name, values), color in zip(
         panels, history.items(), (BLUE, ORANGE, GREEN), strict=False
     ):
-        width, steps, smooth = _running_mean(values)
-        each = np.arange(1, len(values) + 1)
-        panel.plot(each, values, color=color, alpha=0.3, linewidth=0.8, label="each step")
-        panel.plot(steps, smooth, color=color, linewidth=2, label=f"mean of {width} steps")
+        width, ends, mean = _running_mean(values)
+        steps = np.arange(1, len(values) + 1)
+        panel.plot(steps, values, color=color, alpha=0.3, linewidth=0.8, label="each step")
+        panel.plot(ends, mean, color=color, linewidth=2, label=f"mean of {width} steps")
         panel.set(title=name, xlabel="step", ylabel="loss", ylim=(0, None))
         panel.grid(alpha=0.3)
         panel.legend()
@@ -45,13 +50,13 @@ def draw_losses(path: Path, history: dict[str, list[float]]) -> None:
 
 
 def draw_totals(path: Path, histories: dict[str, dict[str, list[float]]]) -> None:
-    """The sum of the losses of each detector over the steps, as a running mean."""
+    """Draw the sum of the losses of each detector over the steps, as a running mean."""
     figure, panel = plt.subplots(figsize=(10, 4.8), dpi=100, layout="constrained")
     colors = (BLUE, ORANGE, GREEN, VERMILION, PURPLE)
     styles = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
     for (name, history), color, dashes in zip(histories.items(), colors, styles, strict=True):
-        width, steps, total = _running_mean(np.sum(list(history.values()), axis=0))
-        panel.plot(steps, total, linestyle=dashes, color=color, linewidth=2.5, label=name)
+        width, ends, mean = _running_mean(np.sum(list(history.values()), axis=0))
+        panel.plot(ends, mean, linestyle=dashes, color=color, linewidth=2.5, label=name)
     panel.set(xlabel="step", ylabel=f"sum of the losses, mean of {width} steps", yscale="log")
     panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     panel.yaxis.set_major_formatter("{x:g}")
@@ -62,39 +67,46 @@ def draw_totals(path: Path, histories: dict[str, dict[str, list[float]]]) -> Non
     plt.close(figure)
 
 
-def draw_detections(path: Path, found: list[tuple[ValidationSet, list[dict]]]) -> None:
-    """Images of each validation set with ground truth (dashed) and detections (solid)."""
-    panels = [
-        (validation, index, results)
-        for validation, results in found
-        for index in range(min(len(validation.ground_truth["images"]), MAX_PANELS // len(found)))
+def draw_detections(path: Path, detections: list[Detections]) -> None:
+    """Draw images of each validation set with ground truth (dashed) and detections (solid)."""
+    panels: list[Panel] = [
+        (validation, index, results, _title(validation, index))
+        for validation, results in detections
+        for index in _first_images(validation, MAX_PANELS // len(detections))
     ]
     columns = min(4, len(panels))
-    titled = [(*panel, _title(*panel[:2])) for panel in panels]
-    _draw_grid(path, [titled[i : i + columns] for i in range(0, len(titled), columns)], MAX_SIDE)
+    _draw_grid(path, [panels[i : i + columns] for i in range(0, len(panels), columns)], MAX_SIDE)
 
 
-def draw_comparison(path: Path, found: dict[str, list[tuple[ValidationSet, list[dict]]]]) -> None:
-    """A column for each detector, a row for each of a few images."""
-    sets = [validation for validation, _ in next(iter(found.values()))]
+def draw_comparison(path: Path, detections: dict[str, list[Detections]]) -> None:
+    """Draw a column for each detector and a row for each of a few images."""
+    sets = [validation for validation, _ in next(iter(detections.values()))]
     rows = []
     for number, validation in enumerate(sets):
-        for index in range(min(len(validation.ground_truth["images"]), MAX_ROWS // len(sets))):
-            titles = [f"{name}: {_title(validation, index)}" for name in found]
-            results = [sets_found[number][1] for sets_found in found.values()]
-            rows.append([(validation, index, *x) for x in zip(results, titles, strict=True)])
+        for index in _first_images(validation, MAX_ROWS // len(sets)):
+            row: list[Panel] = []
+            for name, detections_of_sets in detections.items():
+                results = detections_of_sets[number][1]
+                row.append((validation, index, results, f"{name}: {_title(validation, index)}"))
+            rows.append(row)
     _draw_grid(path, rows, COMPARED_SIDE)
 
 
+def _first_images(validation: ValidationSet, count: int) -> range:
+    """The indices of the first images of a set."""
+    return range(min(len(validation.ground_truth["images"]), count))
+
+
 def _title(validation: ValidationSet, index: int) -> str:
+    """The name of a validation set, and of the image if there are several."""
     images = validation.ground_truth["images"]
     return (
         validation.name if len(images) == 1 else f"{validation.name}, image {images[index]['id']}"
     )
 
 
-def _draw_grid(path: Path, rows: list[list[tuple]], max_side: int) -> None:
-    """Rows of (validation set, index of the image, detections, title)."""
+def _draw_grid(path: Path, rows: list[list[Panel]], max_side: int) -> None:
+    """Draw rows of panels, of each image its middle of at most `max_side` pixels."""
     crops = [
         [_middle(validation.load(index)[0].shape, max_side) for validation, index, *_ in row]
         for row in rows
@@ -128,7 +140,7 @@ def _draw_grid(path: Path, rows: list[list[tuple]], max_side: int) -> None:
 
 
 def _running_mean(values: list[float]) -> tuple[int, np.ndarray, np.ndarray]:
-    """Over how many steps, the steps at which it ends, and the mean."""
+    """The number of steps that are averaged, the last step of each mean, and the means."""
     width = max(1, len(values) // 20)
     mean = np.convolve(values, np.ones(width) / width, mode="valid")
     return width, np.arange(width, len(values) + 1), mean
@@ -138,9 +150,10 @@ def _draw_image(
     axis: Axes,
     validation: ValidationSet,
     index: int,
-    results: list[dict],
-    crop: tuple[int, int, int, int],
+    results: list[dict[str, Any]],
+    crop: Crop,
 ) -> None:
+    """Draw the part of an image in `crop`, with its ground truth and its detections."""
     image, place = validation.load(index)
     image_id = validation.ground_truth["images"][index]["id"]
     names = {c["id"]: c["name"] for c in validation.ground_truth["categories"]}
@@ -150,10 +163,12 @@ def _draw_image(
         if a["image_id"] == image_id and not a["iscrowd"]
     ]
     shown = [r for r in results if r["image_id"] == image_id and r["score"] >= SCORE_THRESHOLD]
-    shown.reverse()  # the best is drawn last, above the others
-    top = crop[1] + 0.06 * (crop[3] - crop[1])  # a label above a box that starts here is cut off
+    shown.reverse()  # The best detection is drawn last, above the others.
+    # Above a box that starts higher than this, a label would be cut off.
+    top = crop[1] + 0.06 * (crop[3] - crop[1])
     axis.imshow(image)
-    for entries, style in ((shown, DETECTION), (truth, TRUTH)):  # dashes above a line show both
+    # Ground truth comes last: its dashes leave the line of a detection below them visible.
+    for entries, style in ((shown, DETECTION), (truth, TRUTH)):
         for entry in entries:
             x, y, w, h = entry["bbox"]
             ((x1, y1, x2, y2),) = place.forward(np.array([[x, y, x + w, y + h]])) - 0.5
@@ -172,7 +187,8 @@ def _draw_image(
     axis.set(xlim=(crop[0] - 0.5, crop[2] - 0.5), ylim=(crop[3] - 0.5, crop[1] - 0.5))
 
 
-def _middle(shape: tuple[int, ...], max_side: int) -> tuple[int, int, int, int]:
+def _middle(shape: tuple[int, ...], max_side: int) -> Crop:
+    """The middle of an image, at most `max_side` pixels wide and high."""
     height, width = shape[:2]
     x, y = max(0, (width - max_side) // 2), max(0, (height - max_side) // 2)
     return x, y, min(width, x + max_side), min(height, y + max_side)

@@ -1,38 +1,59 @@
-"""Training: one jitted step for all batches, its state, checkpoints on the way."""
+"""Training: one jitted step for all batches, its state, and checkpoints."""
 
 import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import orbax.checkpoint as ocp
 from flax import nnx
 from tqdm import tqdm
 
-from visdet_jax.detectors import DETROutputs, Head
+from visdet_jax.detectors import DenseHead, DETRHead, DETROutputs
 
-from .data import Dataset
 from .network import Detector
 from .postprocess import best, select
 
 LEARNING_RATE = 2e-3
 WEIGHT_DECAY = 1e-3
 EMA_DECAY = 0.98
-CHECKPOINTS = 10  # saved on the way
+CHECKPOINTS = 10  # saved in the course of a run
+
+State = dict[str, Any]
+
+
+class Batches(Protocol):
+    """Training batches by step number."""
+
+    def train_batch(self, step: int) -> dict[str, Any]:
+        """The batch of a step."""
 
 
 class Trainer:
-    """A detector of one head: its state, its training step, its predictions."""
+    """A detector with one head: its state, its training step and its predictions."""
 
     def __init__(
-        self, head: Head, steps: int, seed: int, sharding: jax.sharding.Sharding | None = None
-    ):
-        """`sharding`: where the state lies, if not on the one device."""
+        self,
+        head: DenseHead | DETRHead,
+        steps: int,
+        seed: int,
+        sharding: jax.sharding.Sharding | None = None,
+    ) -> None:
+        """A trainer.
+
+        Args:
+          head: The head, whose losses are trained.
+          steps: Length of the run, on which the learning rate schedule depends.
+          seed: Of the initial weights.
+          sharding: Where the state lies. None is the default device.
+        """
         self.head, self.steps, self.sharding = head, steps, sharding
-        self.loss_names = list(head.init())  # those shown: of DETR's layers the last one's
+        self.loss_names = list(head.init())  # Those that are shown: DETR's of the last layer.
         warmup = max(1, steps // 20)
         schedule = optax.warmup_cosine_decay_schedule(0.0, LEARNING_RATE, warmup, max(steps, 2))
         self.optimizer = optax.chain(
@@ -41,20 +62,21 @@ class Trainer:
         self.ema = optax.ema(EMA_DECAY)
 
         def make_model() -> Detector:
-            # with the default generator, threefry, the initialisers take 2 s longer to compile
+            # Keep "rbg". With the default generator, threefry, the initialisers take 2 s longer to
+            # compile.
             return Detector(head, rngs=nnx.Rngs(jax.random.key(seed, impl="rbg")))
 
         self.make_model = make_model
         self.graphdef = nnx.graphdef(nnx.eval_shape(make_model))
-        # One shape in, so one compilation.
+        # All batches have one shape, so this is compiled once.
         self.step = jax.jit(self._step, donate_argnums=0)
 
-    def initial_state(self) -> dict:
+    def initial_state(self) -> State:
         """The state before the first step."""
 
-        # op by op, this is 190 small compilations
+        # Keep the jit. Without it the operations are compiled one by one, 190 programs.
         @functools.partial(jax.jit, out_shardings=self.sharding)
-        def make() -> dict:
+        def make() -> State:
             params = nnx.state(self.make_model())
             return {
                 "step": jnp.zeros((), jnp.int32),
@@ -67,8 +89,8 @@ class Trainer:
 
         return make()
 
-    def _step(self, state: dict, batch: dict[str, jax.Array]) -> dict:
-        """State and batch to the next state."""
+    def _step(self, state: State, batch: dict[str, jax.Array]) -> State:
+        """The state after a step on a batch."""
 
         def total_loss(params: nnx.State) -> tuple[jax.Array, jax.Array]:
             count, *shape, _ = batch["images"].shape
@@ -86,12 +108,12 @@ class Trainer:
             "params": params,
             "opt_state": opt_state,
             "ema_state": ema_state,
-            "averaged": averaged,  # the weights that are evaluated
+            "averaged": averaged,  # The weights that are evaluated.
             "history": state["history"].at[state["step"]].set(values),
         }
 
-    def train(self, state: dict, dataset: Dataset, checkpoints: ocp.CheckpointManager) -> dict:
-        """The state after the last step; it is saved there and on the way."""
+    def train(self, state: State, dataset: Batches, checkpoints: ocp.CheckpointManager) -> State:
+        """The state after the last step. It is saved then, and CHECKPOINTS times in the run."""
         first, interval = int(state["step"]), max(1, self.steps // CHECKPOINTS)
         with tqdm(
             total=self.steps, initial=first, unit="step", disable=jax.process_index() > 0
@@ -99,40 +121,51 @@ class Trainer:
             for step in range(first, self.steps):
                 state = self.step(state, dataset.train_batch(step))
                 progress.update()
-                if (step + 1) % 10 == 0:  # reading the losses waits for the step: not every time
+                if (step + 1) % 10 == 0:  # Not at every step: reading the losses waits for it.
                     values = state["history"][step].tolist()
                     progress.set_postfix(dict(zip(self.loss_names, values, strict=True)))
                 if (step + 1) % interval == 0 or step + 1 == self.steps:
                     checkpoints.save(step + 1, args=ocp.args.StandardSave(state))
         return state
 
-    def history(self, state: dict) -> dict[str, list[float]]:
-        """Each loss by name, step by step."""
+    def step_compilations(self) -> int:
+        """How often the training step was compiled, which should be once."""
+        return self.step._cache_size()
+
+    def history(self, state: State) -> dict[str, list[float]]:
+        """The value of each loss at every step, by the loss's name."""
         return dict(zip(self.loss_names, state["history"].T.tolist(), strict=True))
 
-    def predictor(self, state: dict, max_detections: int) -> Callable:
-        """Image uint8 (H, W, 3) to boxes (K, 4), scores (K,), labels (K,)."""
+    def predictor(
+        self, state: State, max_detections: int
+    ) -> Callable[[np.ndarray], dict[str, jax.Array]]:
+        """A function from an image uint8 (H, W, 3) to boxes (K, 4), scores (K,) and labels (K,)."""
 
         @jax.jit
         def predict(params: nnx.State, image: jax.Array) -> dict[str, jax.Array]:
             outputs = nnx.merge(self.graphdef, params)(image[None])
             boxes, scores = self.head.decode(outputs, jnp.array([image.shape[:2]]))
-            if isinstance(outputs, DETROutputs):  # a set: no duplicates
+            if isinstance(outputs, DETROutputs):  # DETR predicts a set, without duplicates.
                 return best(boxes[0], scores[0], max_detections)
             if outputs.centernesses is not None:
-                scores = jnp.sqrt(scores)  # a product of two; the root compares to other heads'
+                # These scores are products of two, class and centerness. Their root is on the
+                # scale of the other heads' scores.
+                scores = jnp.sqrt(scores)
             return select(boxes[0], scores[0], max_detections)
 
         return functools.partial(predict, state["averaged"])
 
 
-def train_in_folder(trainer: Trainer, dataset: Dataset, folder: Path, options: dict) -> dict:
-    """The state after training, from the folder's last checkpoint on if there is one."""
+def train_in_folder(
+    trainer: Trainer, dataset: Batches, folder: Path, options: dict[str, Any]
+) -> State:
+    """The state after training, which continues from the folder's last checkpoint if it has one."""
     state = trainer.initial_state()
     if jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(json.dumps(options, indent=2) + "\n", encoding="utf-8")
-    # Not asynchronous: the next step reuses the memory of the state that would still be written.
+    # Keep checkpoints synchronous. The next step reuses the memory of the state, which an
+    # asynchronous write would still read.
     saving = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
     with ocp.CheckpointManager((folder / "checkpoints").resolve(), options=saving) as checkpoints:
         last = checkpoints.latest_step()

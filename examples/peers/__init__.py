@@ -1,8 +1,8 @@
-"""The losses of the benchmark: their inputs, ours, and the same formulas as others write them.
+"""The cases of the benchmark: a loss of this package, and the same formula as others write it.
 
-Each case's inputs are NumPy arrays, the first of them pred; its functions take these and return
-the loss as a head calls it. `plain` is the formula transcribed to jnp, `torch` is a torch module
-away from it: the form of mmdetection, or of the loss's first implementation.
+The inputs of a case are NumPy arrays, of which the first is pred. Its functions take these inputs
+and return the loss as a head calls it. `plain` is the formula written in jnp. `torch` is the form
+of mmdet, or of the loss's first implementation.
 """
 
 from . import boxes, classes, maps, rotated

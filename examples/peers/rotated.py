@@ -1,25 +1,37 @@
-"""Losses of rotated boxes as Gaussians."""
+"""Cases of losses of rotated boxes as Gaussians."""
 
 import functools
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 import visdet_jax as vj
 
-from .case import AVG_FACTOR, Case, of_pairs, ours, random_weight, row_count
+from .case import AVG_FACTOR, Case, Inputs, case_of_pairs, ours, random_weight, row_count
 
 
-def rotated_inputs(rng, scale, wide=False, classes=None):
-    n = row_count(200_000, scale)
-    parts = [rng.uniform(0, 500, (n, 2)), rng.uniform(40, 300, (n, 2)), rng.uniform(-2, 2, (n, 1))]
+def rotated_inputs(
+    rng: np.random.Generator, scale: float, wide: bool = False, classes: int | None = None
+) -> Inputs:
+    """Predicted boxes (cx, cy, w, h, angle) near their targets, targets, and weights."""
+    count = row_count(200_000, scale)
+    parts = [
+        rng.uniform(0, 500, (count, 2)),
+        rng.uniform(40, 300, (count, 2)),
+        rng.uniform(-2, 2, (count, 1)),
+    ]
     target = np.concatenate(parts, 1)
-    pred = target + rng.uniform(-1, 1, (n, 5)) * [15, 15, 15, 15, 0.3]
-    return pred.astype(np.float32), target.astype(np.float32), random_weight(rng, n)
+    pred = target + rng.uniform(-1, 1, (count, 5)) * [15, 15, 15, 15, 0.3]
+    return pred.astype(np.float32), target.astype(np.float32), random_weight(rng, count)
 
 
-def covariance(xp, boxes, divisor):
-    """The entries xx, yy and xy, with side² / divisor as variances."""
+def covariance(xp: Any, boxes: Any, divisor: float) -> tuple[Any, Any, Any]:
+    """The entries xx, yy and xy of covariances with the variances side² / divisor.
+
+    xp is jnp or torch.
+    """
     along, across = boxes[:, 2] ** 2 / divisor, boxes[:, 3] ** 2 / divisor
     cos, sin = xp.cos(boxes[:, 4]), xp.sin(boxes[:, 4])
     return (
@@ -29,7 +41,7 @@ def covariance(xp, boxes, divisor):
     )
 
 
-def plain_kld(pred, target, weight):
+def plain_kld(pred: jax.Array, target: jax.Array, weight: jax.Array) -> jax.Array:
     (a1, b1, c1), (a2, b2, c2) = covariance(jnp, pred, 4), covariance(jnp, target, 4)
     det1, det2 = a1 * b1 - c1 * c1, a2 * b2 - c2 * c2
     dx, dy = pred[:, 0] - target[:, 0], pred[:, 1] - target[:, 1]
@@ -40,30 +52,30 @@ def plain_kld(pred, target, weight):
     return ((1 - 1 / (1 + distance)) * weight).sum() / AVG_FACTOR
 
 
-def torch_kld(torch, pred, target, weight):
-    """By products of 2 × 2 matrices, as in mmrotate."""
+def torch_kld(torch: Any, pred: Any, target: Any, weight: Any) -> Any:
+    """With products of 2 × 2 matrices, as in mmrotate."""
 
-    def gaussian(boxes):
+    def gaussian(boxes: Any) -> tuple[Any, Any]:
         sides, angle = boxes[:, 2:4].clamp(1e-7, 1e7), boxes[:, 4]
         cos, sin = torch.cos(angle), torch.sin(angle)
         turn = torch.stack([cos, -sin, sin, cos], -1).reshape(-1, 2, 2)
         spread = torch.diag_embed(sides / 2).square()
         return boxes[:, :2], turn.bmm(spread).bmm(turn.permute(0, 2, 1))
 
-    (at1, sigma1), (at2, sigma2) = gaussian(pred), gaussian(target)
+    (centre1, sigma1), (centre2, sigma2) = gaussian(pred), gaussian(target)
     a, b, c, d = sigma1[:, 0, 0], sigma1[:, 0, 1], sigma1[:, 1, 0], sigma1[:, 1, 1]
     det1, det2 = sigma1.det(), sigma2.det()
     inverse = torch.stack([d, -b, -c, a], -1).reshape(-1, 2, 2) / det1[:, None, None]
-    d = (at1 - at2)[:, :, None]
-    apart = d.permute(0, 2, 1).bmm(inverse).bmm(d).reshape(-1)
+    offset = (centre1 - centre2)[:, :, None]
+    apart = offset.permute(0, 2, 1).bmm(inverse).bmm(offset).reshape(-1)
     trace = inverse.bmm(sigma2).diagonal(dim1=-2, dim2=-1).sum(-1)
     divergence = (apart + trace + det1.log() - det2.log()) / 2 - 1
     distance = torch.log1p(divergence.clamp(1e-7).sqrt())
     return ((1 - 1 / (1 + distance)) * weight).sum() / AVG_FACTOR
 
 
-def _probiou(xp, pred, target, eps=1e-7):
-    """As in ultralytics."""
+def _probiou(xp: Any, pred: Any, target: Any, eps: float = 1e-7) -> Any:
+    """The form of ultralytics."""
     (a1, b1, c1), (a2, b2, c2) = covariance(xp, pred, 12), covariance(xp, target, 12)
     dx, dy = target[:, 0] - pred[:, 0], pred[:, 1] - target[:, 1]
     a, b, c = a1 + a2, b1 + b2, c1 + c2
@@ -83,5 +95,5 @@ CASES = (
         torch_kld,
         rows_of=200_000,
     ),
-    of_pairs("ProbIoU", vj.probiou_loss, _probiou, rotated_inputs),
+    case_of_pairs("ProbIoU", vj.probiou_loss, _probiou, rotated_inputs),
 )

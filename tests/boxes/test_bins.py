@@ -120,3 +120,9 @@ def test_explicitly_sharded_boxes():
 )
 def test_the_names_and_arguments_of_d_fine(function, parameters):
     assert ", ".join(inspect.signature(function).parameters) == parameters
+
+
+def test_the_mean_is_a_sum():
+    """Accelerators round a product of matrices to bfloat16 or TF32."""
+    program = jax.make_jaxpr(lambda pred: expected_distance(pred, 8, 4.0, 0.5))(jnp.zeros((2, 9)))
+    assert "dot_general" not in str(program)

@@ -43,9 +43,9 @@ def test_convert_boxes_takes_any_leading_axes():
     [
         (
             lambda x: convert_boxes(x, "xyxy", "yxyx"),
-            "target must be one of 'xyxy', 'xywh', 'cxcywh'; got 'yxyx'",
+            "target must be one of xyxy, xywh, cxcywh; got 'yxyx'",
         ),
-        (lambda x: convert_boxes(x, "whxy"), "source must be one of 'xyxy'"),
+        (lambda x: convert_boxes(x, "whxy"), "source must be one of xyxy"),
         (lambda x: convert_boxes(x[:, :3]), r"boxes must have shape \(..., 4\)"),
     ],
 )

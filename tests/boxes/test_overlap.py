@@ -68,7 +68,7 @@ def test_half_floats():
 @pytest.mark.parametrize(
     ("first", "second", "options", "message"),
     [
-        ((3, 4), (3, 4), {"mode": "ciou"}, "mode must be one of 'iou', 'iof', 'giou'; got 'ciou'"),
+        ((3, 4), (3, 4), {"mode": "ciou"}, "mode must be one of iou, iof, giou; got 'ciou'"),
         ((3, 4), (3, 4), {"eps": -1.0}, "eps must be at least 0, got -1.0"),
         ((3, 5), (3, 4), {}, "boxes must have shape"),
         ((4,), (3, 4), {}, "boxes must have shape"),

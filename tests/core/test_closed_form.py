@@ -6,6 +6,12 @@ import numpy as np
 import pytest
 
 from programs import temporary_bytes
+from visdet_jax import (
+    asymmetric_loss,
+    gaussian_focal_loss,
+    sigmoid_focal_loss,
+    varifocal_loss,
+)
 from visdet_jax.core.closed_form import closed_form
 
 
@@ -102,3 +108,28 @@ def test_keeps_nothing_for_the_backward_pass():
     x = jnp.ones((1000, 8))
     both = jax.jit(jax.value_and_grad(lambda x, w: weighted(w, x, 2.0).sum()))
     assert temporary_bytes(both, x, jnp.ones((1000, 1))) <= 1.1 * x.nbytes
+
+
+PROBABILITIES = np.linspace(0.01, 0.99, 8000, dtype=np.float32).reshape(1000, 8)
+
+
+@pytest.mark.parametrize("weight", [None, np.ones(1000, np.float32)], ids=["alone", "weighted"])
+@pytest.mark.parametrize(
+    "loss", [sigmoid_focal_loss, varifocal_loss, asymmetric_loss], ids=lambda loss: loss.__name__
+)
+def test_value_and_derivative_share_nothing_of_the_sigmoid(loss, weight):
+    """Two arrays more where both spell -|x| in the same way; see `sigmoid_parts`."""
+
+    def total(pred, target, weight):
+        return loss(pred, target, weight)
+
+    both = jax.value_and_grad(total)
+    needed = temporary_bytes(both, PROBABILITIES, PROBABILITIES, weight)
+    assert needed <= 1.1 * PROBABILITIES.nbytes
+
+
+@pytest.mark.parametrize("function", [gaussian_focal_loss, jax.value_and_grad(gaussian_focal_loss)])
+def test_the_sum_of_a_loss_without_weight_stays_one_loop(function):
+    """Three or four arrays without the `where` that closed_form's comment says to keep."""
+    needed = temporary_bytes(function, PROBABILITIES, PROBABILITIES)
+    assert needed <= 1.1 * PROBABILITIES.nbytes

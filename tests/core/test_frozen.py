@@ -1,7 +1,8 @@
 """The base classes: a module that is its fields, and losses with and without statistics."""
 
-from dataclasses import dataclass
-from typing import NamedTuple
+import inspect
+from dataclasses import FrozenInstanceError, dataclass
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,8 @@ import pytest
 from flax import nnx
 
 from visdet_jax import FocalLoss, L1Loss, Loss, StatefulLoss, l1_loss
+from visdet_jax.core.docstrings import parse
+from visdet_jax.core.hyperparameters import Count, Positive
 
 
 class RunningMean(NamedTuple):
@@ -130,3 +133,90 @@ def test_field_types_are_checked_when_built_by_hand():
     with pytest.raises(TypeError, match=r"FocalLoss: alpha must be a number or None, got '0\.5'"):
         FocalLoss(alpha="0.5")
     assert FocalLoss(gamma=np.float32(2)).gamma == 2
+
+
+def scaled_loss(pred, target, weight=None, *, scale: Positive = 1.0, names=(), reduction="mean"):
+    """A function.
+
+    Args:
+      scale: Factor, above 0.
+      names: Some names.
+    """
+    return scale * l1_loss(pred, target, weight, reduction=reduction)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaledLoss(Loss, function=scaled_loss):
+    """A class.
+
+    Args:
+      names: Its own words.
+    """
+
+    kind: ClassVar[str] = "no field"
+    scale: float = 1.0
+    names: tuple[str, ...] = ()
+    count: Count = 3
+
+
+def test_the_docstring_describes_the_fields_of_base_class_and_function():
+    names = list(parse(ScaledLoss.__doc__).arguments)
+    assert names == ["reduction", "loss_weight", "scale", "names"]
+    assert parse(ScaledLoss.__doc__).arguments["scale"] == "Factor, above 0."
+    assert parse(ScaledLoss.__doc__).arguments["names"] == "Its own words."
+    assert ScaledLoss.__doc__.startswith("A class.\n\nArgs:\n  reduction: ")
+
+
+def test_the_signature_of_the_class_and_of_its_instances():
+    shown = inspect.signature(ScaledLoss).parameters
+    assert {name: parameter.default for name, parameter in shown.items()} == {
+        "reduction": "mean",
+        "loss_weight": 1.0,
+        "scale": 1.0,
+        "names": (),
+        "count": 3,
+    }
+    assert {parameter.kind for parameter in shown.values()} == {inspect.Parameter.KEYWORD_ONLY}
+    assert list(inspect.signature(ScaledLoss()).parameters)[:3] == ["pred", "target", "weight"]
+
+
+def test_settings_are_the_fields_that_the_function_takes():
+    loss = ScaledLoss(scale=2.0, names=["a"])
+    assert ScaledLoss.functions == (scaled_loss,)
+    assert loss.settings == {"scale": 2.0, "names": ("a",)}
+
+
+def test_lists_become_tuples_so_that_losses_have_a_hash():
+    assert ScaledLoss(names=["a", "b"]).names == ("a", "b")
+    assert hash(ScaledLoss(names=["a"])) == hash(ScaledLoss(names=("a",)))
+    assert ScaledLoss(names=["a"]) != ScaledLoss(names=["b"])
+
+
+def test_the_ranges_of_function_and_class_hold_for_the_fields():
+    with pytest.raises(ValueError, match=r"^ScaledLoss: scale must be above 0, got 0\.0$"):
+        ScaledLoss(scale=0.0)
+    with pytest.raises(ValueError, match=r"^ScaledLoss: count must be at least 1, got 0$"):
+        ScaledLoss(count=0)
+    with pytest.raises(TypeError, match=r"^ScaledLoss: count must be an integer, got 1\.5$"):
+        ScaledLoss(count=1.5)
+
+
+def test_a_base_class_gives_its_functions_on():
+    @dataclass(frozen=True, kw_only=True)
+    class Narrower(ScaledLoss):
+        width: float = 1.0
+
+    assert Narrower.functions == (scaled_loss,)
+    assert "scale: Factor, above 0." in Narrower.__doc__
+    with pytest.raises(ValueError, match="Narrower: scale must be above 0"):
+        Narrower(scale=-1.0)
+
+
+def test_frozen_without_leaves_and_with_errors_of_its_name():
+    loss = ScaledLoss()
+    with pytest.raises(FrozenInstanceError):
+        loss.scale = 2.0
+    assert jax.tree.leaves(loss) == []
+    error = loss.value_error("something is wrong")
+    assert isinstance(error, ValueError)
+    assert str(error) == "ScaledLoss: something is wrong"

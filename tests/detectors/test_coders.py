@@ -1,4 +1,4 @@
-"""Coders and what belongs to them: mmdet 3.3.0's numbers in float64, and its float32 beside."""
+"""Box coders, and the geometry of what they code: mmdet 3.3.0's numbers in float64 and float32."""
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ every_distance = pytest.mark.parametrize("key", ["dist0", "dist1"])
 
 
 def close(actual, expected, rtol=1e-12):
+    """Asserts equality, by default to float64's rounding, and equal types."""
     expected = np.asarray(expected)
     assert actual.dtype == expected.dtype
     np.testing.assert_allclose(actual, expected, rtol, rtol * np.abs(expected).max(initial=0))
@@ -51,9 +52,9 @@ def test_decode(key, name, options, x64):
     def decode(deltas):
         return CODERS[key].decode(INPUTS["priors"], deltas, **options)
 
-    boxes, pull = jax.vjp(decode, INPUTS["deltas"])
+    boxes, pullback = jax.vjp(decode, INPUTS["deltas"])
     close(boxes, ARRAYS[f"{key}_{name}"])
-    (gradient,) = pull(jnp.asarray(INPUTS["gts"]))
+    (gradient,) = pullback(jnp.asarray(INPUTS["gts"]))
     assert np.isfinite(gradient).all()
     if f"{key}_{name}_vjp" in ARRAYS:
         close(gradient, ARRAYS[f"{key}_{name}_vjp"])
@@ -89,10 +90,10 @@ def test_integral(reg_max, x64):
     def distances(logits):
         return integral(logits.reshape(-1, 4, reg_max + 1))
 
-    out, pull = jax.vjp(distances, logits)
+    out, pullback = jax.vjp(distances, logits)
     close(out, ARRAYS[f"integral{reg_max}_out"])
     cotangent = 1 + jnp.arange(out.size, dtype=out.dtype).reshape(out.shape)
-    close(pull(cotangent)[0], ARRAYS[f"integral{reg_max}_vjp"])
+    close(pullback(cotangent)[0], ARRAYS[f"integral{reg_max}_vjp"])
 
 
 def test_centerness(x64):
@@ -106,11 +107,12 @@ def test_centerness(x64):
 
 @pytest.mark.parametrize("mode", ["iou", "iof", "giou"])
 def test_overlaps(mode, x64):
-    first, second, odd = INPUTS["priors"], INPUTS["gts"], INPUTS["overlaps_degenerate_in"]
+    first, second = INPUTS["priors"], INPUTS["gts"]
+    degenerate = INPUTS["overlaps_degenerate_in"]
     close(bbox_overlaps(first, second[:7], mode), ARRAYS[f"overlaps_{mode}_pairwise"])
     aligned = bbox_overlaps(first, second, mode, is_aligned=True)
     close(aligned, ARRAYS[f"overlaps_{mode}_aligned"])
-    close(bbox_overlaps(odd, odd, mode), ARRAYS[f"overlaps_{mode}_degenerate"])
+    close(bbox_overlaps(degenerate, degenerate, mode), ARRAYS[f"overlaps_{mode}_degenerate"])
 
 
 def test_decode_is_the_inverse_of_encode(x64):
@@ -133,6 +135,31 @@ def test_clip_border_says_whether_max_shape_counts():
         assert coder().decode(at, far, (2, 3)).tolist()[0][2:] == [3, 2]  # (height, width)
 
 
-def test_means_and_stds_are_four():
-    with pytest.raises(ValueError, match="DeltaXYWHBBoxCoder: target_stds must be four numbers"):
-        DeltaXYWHBBoxCoder(target_stds=(0.1, 0.2))
+def test_means_and_stds_are_four_numbers():
+    for name in ("target_means", "target_stds"):
+        with pytest.raises(ValueError, match=f"DeltaXYWHBBoxCoder: {name} must be four numbers"):
+            DeltaXYWHBBoxCoder(**{name: (0.1, 0.2)})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"target_stds": (0.1, 0.1, 0.0, 0.2)}, "target_stds must be above 0"),
+        ({"target_stds": (0.1, 0.1, -0.2, 0.2)}, "target_stds must be above 0"),
+        ({"target_means": (0, 0, 0, float("inf"))}, "target_means must be finite"),
+        ({"ctr_clamp": -1.0}, "ctr_clamp must be at least 0"),
+    ],
+)
+def test_numbers_that_mean_nothing_raise(settings, message):
+    with pytest.raises(ValueError, match=f"DeltaXYWHBBoxCoder: {message}"):
+        DeltaXYWHBBoxCoder(**settings)
+
+
+def test_means_and_stds_scale_what_is_learnt():
+    priors, boxes = (
+        np.array([[0, 0, 10, 20.0]], np.float32),
+        np.array([[2, 5, 8, 25.0]], np.float32),
+    )
+    coder = DeltaXYWHBBoxCoder(target_means=(0.1, 0.2, 0.3, 0.4), target_stds=(0.5, 1, 2, 4))
+    deltas = [(0 - 0.1) / 0.5, 5 / 20 - 0.2, (np.log(0.6) - 0.3) / 2, -0.4 / 4]
+    np.testing.assert_allclose(coder.encode(priors, boxes), [deltas], rtol=1e-5)

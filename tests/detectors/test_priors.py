@@ -1,4 +1,4 @@
-"""Priors: mmdet 3.3.0's anchors and points, bit for bit, and which of them count."""
+"""Priors: mmdet 3.3.0's anchors and points, bit for bit, and which of them take part."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -144,8 +144,34 @@ EITHER = "AnchorGenerator: give either scales, or octave_base_scale and scales_p
         ({"scales": (8,), "octave_base_scale": 4, "scales_per_octave": 3}, EITHER),
         ({"scales": (8,), "scales_per_octave": 3}, EITHER),
         ({"scales": (8,), "base_sizes": (4,)}, "AnchorGenerator: 2 strides need as many base_size"),
+        ({"scales": ()}, "AnchorGenerator: give one ratio and one scale at least"),
+        ({"scales": (8,), "ratios": ()}, "AnchorGenerator: give one ratio and one scale at least"),
+        ({"scales": (8, 0)}, "AnchorGenerator: scales must be above 0"),
+        ({"scales": (8,), "ratios": (1.0, -2.0)}, "AnchorGenerator: ratios must be above 0"),
+        ({"scales": (8,), "base_sizes": (4, -1)}, "AnchorGenerator: base_sizes must be above 0"),
+        ({"scales": (8,), "strides": (8, 0)}, "AnchorGenerator: strides must be at least 1"),
+        ({"scales": (8,), "strides": ()}, "AnchorGenerator: strides must be one number or more"),
+        ({"scales": (8,), "center_offset": 1.5}, r"center_offset must be in \[0, 1\]"),
+        ({"octave_base_scale": -4, "scales_per_octave": 3}, "octave_base_scale must be above 0"),
+        ({"octave_base_scale": 4, "scales_per_octave": 0}, "scales_per_octave must be at least 1"),
     ],
 )
-def test_errors(options, message):
+def test_errors_of_anchors(options, message):
     with pytest.raises(ValueError, match=message):
-        AnchorGenerator(strides=(8, 16), ratios=(1.0,), **options)
+        AnchorGenerator(**{"strides": (8, 16), "ratios": (1.0,), **options})
+
+
+def test_errors_of_points():
+    with pytest.raises(ValueError, match="MlvlPointGenerator: offset must be finite"):
+        MlvlPointGenerator(strides=(8,), offset=float("nan"))
+    with pytest.raises(ValueError, match="MlvlPointGenerator: strides must be one number or more"):
+        MlvlPointGenerator(strides=())
+    with pytest.raises(ValueError, match="MlvlPointGenerator: 2 feature maps do not fit 1 strides"):
+        MlvlPointGenerator(strides=(8,)).grid(((2, 2), (1, 1)))
+
+
+def test_equal_grids_are_computed_once():
+    sizes = [[3, 4], [2, 2]]
+    first, second = (AnchorGenerator(strides=(8, 16), ratios=[1], scales=[4]) for _ in range(2))
+    assert first.grid(sizes) is second.grid(((3, 4), (2, 2)))
+    assert first.grid(sizes) is not first.grid(sizes, np.float64)

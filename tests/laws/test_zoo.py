@@ -14,7 +14,9 @@ from cases import CASES, CLASSES, ROWS, labels, logits
 from visdet_jax import CrossEntropyLoss, Loss, build_loss, cross_entropy
 from visdet_jax.detectors import TASK_UTILS, Instances
 
-ZOO = json.loads((Path(__file__).parents[1] / "golden" / "mmdet_zoo_losses.json").read_text())["losses"]
+ZOO = json.loads((Path(__file__).parents[1] / "golden" / "mmdet_zoo_losses.json").read_text())[
+    "losses"
+]
 CONFIGS = [entry["config"] for entry in ZOO]
 COSTS = [config for config in CONFIGS if config["type"].endswith("Cost")]
 OTHERS = [config for config in CONFIGS if config["type"].startswith("mmpretrain.")]

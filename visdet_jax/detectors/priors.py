@@ -93,7 +93,7 @@ class PriorGenerator(FrozenModule):
         """The priors of feature maps of the given (height, width), one for each stride."""
         if len(sizes) != len(self.strides):
             raise self.value_error(
-                f"{len(self.strides)} strides need as many feature maps, got {len(sizes)}"
+                f"{len(sizes)} feature maps do not fit {len(self.strides)} strides"
             )
         return _grid(self, as_tuple(sizes), np.dtype(dtype).type)
 

@@ -61,7 +61,7 @@ def test_minus_the_overlap(mode):
 
 @pytest.mark.parametrize("bad", ["cxcywh", "xyhw", None])
 def test_another_format_raises(bad):
-    message = "box_format must be one of 'xyxy', 'xywh'; got"
+    message = "box_format must be one of xyxy, xywh; got"
     with pytest.raises(ValueError, match=f"bbox_l1_cost: {message}"):
         bbox_l1_cost(PRED, TARGET, IMAGE, box_format=bad)
     with pytest.raises((TypeError, ValueError), match="BBoxL1Cost: box_format must be"):
@@ -69,7 +69,7 @@ def test_another_format_raises(bad):
 
 
 def test_another_mode_raises():
-    message = "iou_mode must be one of 'iou', 'iof', 'giou'; got 'diou'"
+    message = "iou_mode must be one of iou, iof, giou; got 'diou'"
     with pytest.raises(ValueError, match=f"iou_cost: {message}"):
         iou_cost(PRED, TARGET, iou_mode="diou")
     with pytest.raises(ValueError, match=f"IoUCost: {message}"):
@@ -77,9 +77,9 @@ def test_another_mode_raises():
 
 
 def test_shapes_that_do_not_fit():
-    with pytest.raises(ValueError, match=r"bbox_l1_cost: an image's shape must be \(height, width"):
+    with pytest.raises(ValueError, match=r"^bbox_l1_cost: .*shape must be \(height, width"):
         bbox_l1_cost(PRED, TARGET, jnp.ones(3))
-    with pytest.raises(ValueError, match=r"iou_cost: .*boxes must have shape \(\.\.\., n, 4\)"):
+    with pytest.raises(ValueError, match=r"^iou_cost: .*boxes must have shape \(\.\.\., n, 4\)"):
         iou_cost(PRED[:, :3], TARGET)
     for cost in (lambda *x: bbox_l1_cost(*x, IMAGE), iou_cost):
         with pytest.raises(TypeError, match="must be an array, got list"):

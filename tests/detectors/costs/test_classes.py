@@ -49,8 +49,8 @@ def test_focal_loss_of_tokens(alpha, gamma, eps, dtype):
     exists = np.array([1, 1, 0, 1, 0])
     positive, negative = focal(P, alpha, gamma, eps)
     expected = [
-        [sum(e * (a * t + b * (1 - t)) for a, b, t, e in zip(p, n, g, exists)) for g in TOKENS]
-        for p, n in zip(positive, negative, strict=True)
+        [(exists * (positive[q] * t + negative[q] * (1 - t))).sum() for t in TOKENS]
+        for q in range(len(PRED))
     ]
     spoilt = np.where(exists, PRED, np.nan)  # The logits of other tokens are not read.
     settings = {"alpha": alpha, "gamma": gamma, "eps": eps}

@@ -94,12 +94,12 @@ def test_numbers_that_mean_nothing_raise():
             mask_focal_loss_cost(LOGITS, MASKS, **{name: value})
         with pytest.raises(ValueError, match=f"^FocalLossCost: {name} must be "):
             FocalLossCost(binary_input=True, **{name: value})
-    with pytest.raises(ValueError, match="^dice_cost: eps must be at least 0, got -1"):
+    with pytest.raises(ValueError, match=r"^dice_cost: eps must be at least 0, got -1"):
         dice_cost(LOGITS, MASKS, eps=-1.0)
-    with pytest.raises(ValueError, match="^DiceCost: eps must be at least 0, got -1"):
+    with pytest.raises(ValueError, match=r"^DiceCost: eps must be at least 0, got -1"):
         DiceCost(eps=-1.0)
 
 
 def test_cross_entropy_has_no_softmax_form():
-    with pytest.raises(ValueError, match="^CrossEntropyLossCost: use_sigmoid must be True"):
+    with pytest.raises(ValueError, match=r"^CrossEntropyLossCost: use_sigmoid must be True"):
         CrossEntropyLossCost(use_sigmoid=False)

@@ -15,7 +15,7 @@ from losses.classification.class_scores import (
     assert_derivative,
     close,
 )
-from programs import compiled
+from programs import compiled, temporary_bytes
 
 
 def asymmetric(x, y, gamma_neg, gamma_pos, clip, eps, focus_at=None):
@@ -115,6 +115,14 @@ def test_costs_of_easy_negatives_keep_their_digits(x64):
         for x in (x, x.astype(np.float64))
     )
     close(single, double, 2e-6, 0)
+
+
+@pytest.mark.parametrize("detached", [True, False])
+def test_value_and_gradient_need_one_temporary(detached):
+    """The value and its derivative have no array in common that XLA would store between them."""
+    pred = np.linspace(-3, 3, 8000, dtype=np.float32).reshape(1000, 8)
+    both = jax.value_and_grad(lambda p, t: v.asymmetric_loss(p, t, detached=detached))
+    assert temporary_bytes(both, pred, pred > 0) <= 1.1 * pred.nbytes
 
 
 def test_one_logarithm_keeps_these_digits():

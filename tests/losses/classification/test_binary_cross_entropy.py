@@ -14,6 +14,7 @@ from losses.classification.class_scores import (
     close,
     miss,
 )
+from programs import temporary_bytes
 
 
 def test_class_weight_is_the_weight_of_positives():
@@ -44,6 +45,14 @@ def test_an_ignored_row_is_not_read(loss):
     value, gradient = jax.value_and_grad(lambda p: loss(p, label))(pred)
     assert np.isfinite(value)
     assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("options", [{}, {"poly_epsilon": 0.7}, {"class_weight": np.ones(8, "f4")}])
+def test_value_and_gradient_need_one_temporary(options):
+    """The value and its derivative have no array in common that XLA would store between them."""
+    pred = np.linspace(-3, 3, 8000, dtype=np.float32).reshape(1000, 8)
+    both = jax.value_and_grad(lambda p, t: v.binary_cross_entropy(p, t, **options))
+    assert temporary_bytes(both, pred, pred > 0) <= 1.1 * pred.nbytes
 
 
 def test_mask_cross_entropy_is_that_of_each_objects_own_mask():

@@ -1,4 +1,4 @@
-"""EQLv2: cross entropy at first, weights and gradient sums by hand, finite differences."""
+"""EQLv2: cross entropy at first, weights and sums of gradients by hand, finite differences."""
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,7 @@ def test_weights_by_hand():
     np.testing.assert_allclose(rows, (weight * bce).sum(1), rtol=1e-5)
 
 
-def test_without_slope_and_alpha_negatives_count_half():
+def test_without_gamma_and_alpha_negatives_count_half():
     rows = eqlv2_loss(PRED, LABELS, state=STATE, gamma=0, alpha=0, reduction="none")
     bce = np.logaddexp(0, PRED) - ONE_HOT * PRED
     half = np.where(ONE_HOT, 1, 0.5)
@@ -44,7 +44,7 @@ def test_without_slope_and_alpha_negatives_count_half():
     np.testing.assert_allclose(rows, (half * bce).sum(1), rtol=1e-5)
 
 
-def test_statistics_are_the_loss_s_own_gradients():
+def test_statistics_are_the_gradients_of_the_loss():
     gradient = jax.grad(lambda x: eqlv2_loss(x, LABELS, state=STATE, reduction="sum"))(PRED)
     size = np.abs(gradient)[:, :-1]
     after = eqlv2_statistics(STATE, PRED, LABELS)
@@ -69,9 +69,9 @@ def test_finite_differences(x64):
     def loss(pred):
         return LOSS.update(STATE, pred, LABELS)[0]
 
-    slope = (loss(pred + direction) - loss(pred - direction)) / 2
+    expected = (loss(pred + direction) - loss(pred - direction)) / 2
     gradient = jax.grad(loss)(pred)
-    np.testing.assert_allclose((gradient * direction).sum(), slope, rtol=1e-6)
+    np.testing.assert_allclose((gradient * direction).sum(), expected, rtol=1e-6)
 
 
 def test_rows_that_are_no_samples_leave_the_statistics_alone():
@@ -95,7 +95,7 @@ def test_the_initial_ratio_outlives_an_empty_batch():
     np.testing.assert_array_equal(state.pos_neg, np.full(CLASSES, 100))
 
 
-def test_the_reference_s_keys_without_effect():
+def test_keys_of_mmdet_without_effect():
     config = {"class_weight": (1.0, 2.0), "use_distributed": True, "vis_grad": True}
     other = EQLV2Loss(num_classes=CLASSES, use_sigmoid=False, **config)
     np.testing.assert_array_equal(
@@ -116,3 +116,28 @@ def test_activation():
 def test_channels_are_checked():
     with pytest.raises(ValueError, match=r"eqlv2_loss: pred must have shape \(N, 5\)"):
         LOSS.update(STATE, PRED[:, :-1], LABELS)
+
+
+def test_labels_of_every_width():
+    """uint8 cannot count 300 classes."""
+    rng = np.random.default_rng(0)
+    pred, labels = rng.normal(size=(4, 300)).astype(np.float32), np.array([0, 44, 127, 100])
+    state = EQLV2State(jnp.ones(299), jnp.ones(299), jnp.linspace(0, 2, 299))
+    expected = eqlv2_loss(pred, labels, state=state)
+    statistics = eqlv2_statistics(state, pred, labels)
+    for dtype in (np.int8, np.uint8, np.int16, np.uint32):
+        assert eqlv2_loss(pred, labels.astype(dtype), state=state) == expected
+        after = eqlv2_statistics(state, pred, labels.astype(dtype))
+        jax.tree.map(np.testing.assert_array_equal, after, statistics)
+
+
+@pytest.mark.parametrize(("key", "number"), [("alpha", -1.0), ("gamma", -1.0), ("mu", np.nan)])
+def test_ranges(key, number):
+    with pytest.raises(ValueError, match=f"EQLV2Loss: {key} must be"):
+        EQLV2Loss(**{key: number})
+    with pytest.raises(ValueError, match=f"eqlv2_loss: {key} must be"):
+        eqlv2_loss(PRED, LABELS, state=STATE, **{key: number})
+    with pytest.raises(ValueError, match=f"eqlv2_statistics: {key} must be"):
+        eqlv2_statistics(STATE, PRED, LABELS, **{key: number})
+    with pytest.raises(ValueError, match="EQLV2Loss: num_classes must be at least 1, got 0"):
+        EQLV2Loss(num_classes=0)

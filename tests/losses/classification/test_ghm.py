@@ -1,10 +1,11 @@
-"""GHM: identities, counts by hand, finite differences."""
+"""GHM: special cases, counts by hand, finite differences, ranges, labels and memory."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from programs import temporary_bytes
 from visdet_jax import (
     GHMC,
     GHMR,
@@ -49,8 +50,8 @@ def test_bins_of_equal_counts_are_a_plain_mean():
     np.testing.assert_allclose(GHMC()(pred, zeros), expected, rtol=1e-6)
 
 
-def test_every_bin_has_the_same_say():
-    """Three elements in one bin and one in another: the one weighs as much as the three."""
+def test_every_bin_has_the_same_weight():
+    """Three elements in one bin and one in another: the one counts as much as the three."""
     pred = logit(np.array([0.11, 0.11, 0.11, 0.95]))
     values = GHMC(bins=2, reduction="none")(pred[:, None], np.zeros((4, 1)))[:, 0]
     bce = np.logaddexp(0, pred)
@@ -106,7 +107,7 @@ def test_how_much_a_weight_is_above_0_does_not_matter_for_classes():
     assert not np.any(np.asarray(masked)[weight == 0])
 
 
-def test_the_reference_s_name_of_the_weight():
+def test_mmdet_s_name_of_the_weight():
     weight = (RNG.random(LOGITS.shape) < 0.5).astype(np.float32)
     np.testing.assert_array_equal(
         GHMC()(LOGITS, TARGETS, label_weight=weight), GHMC()(LOGITS, TARGETS, weight)
@@ -137,8 +138,8 @@ def test_finite_differences(name, x64):
     loss = build_loss({"type": name})
     direction = RNG.normal(size=pred.shape) * 1e-5
     gradient = jax.grad(loss)(pred, target)
-    slope = (loss(pred + direction, target) - loss(pred - direction, target)) / 2
-    np.testing.assert_allclose((gradient * direction).sum(), slope, rtol=1e-6)
+    expected = (loss(pred + direction, target) - loss(pred - direction, target)) / 2
+    np.testing.assert_allclose((gradient * direction).sum(), expected, rtol=1e-6)
 
 
 def test_the_loss_at_given_statistics():
@@ -153,19 +154,49 @@ def test_the_loss_at_given_statistics():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"reduction": "sum"}, "reduction must be mean or none"),
-        ({"momentum": 1.0}, r"momentum must be in \[0, 1\)"),
-        ({"momentum": -0.1}, r"momentum must be in \[0, 1\)"),
-        ({"bins": 0}, "bins must be > 0"),
+        ({"reduction": "sum"}, "reduction must be one of mean, none; got 'sum'"),
+        ({"momentum": 1.0}, r"momentum must be in \[0, 1\), got 1.0"),
+        ({"momentum": -0.1}, r"momentum must be in \[0, 1\), got -0.1"),
+        ({"bins": 0}, "bins must be at least 1, got 0"),
     ],
 )
-def test_refused_configs(name, config, message):
+def test_configs_that_raise(name, config, message):
     with pytest.raises(ValueError, match=f"{name}: {message}"):
         build_loss({"type": name, **config})
 
 
-def test_refused_forms():
+def test_arguments_that_raise():
     with pytest.raises(ValueError, match="GHMC: use_sigmoid must be True"):
         GHMC(use_sigmoid=False)
-    with pytest.raises(ValueError, match="GHMR: mu must be > 0"):
+    with pytest.raises(ValueError, match="GHMR: mu must be above 0, got 0"):
         GHMR(mu=0.0)
+    state = GHMState(jnp.ones(10))
+    for call, message in (
+        (lambda: ghmr_loss(BOXES, NEAR, state=state, mu=0.0), "ghmr_loss: mu must be above 0"),
+        (lambda: ghmr_statistics(state, BOXES, NEAR, mu=-1.0), "ghmr_statistics: mu must be above"),
+        (
+            lambda: ghmc_statistics(state, LOGITS, TARGETS, momentum=1.0),
+            r"ghmc_statistics: momentum must be in \[0, 1\)",
+        ),
+        (
+            lambda: ghmc_loss(LOGITS, TARGETS, state=state, reduction="sum"),
+            "ghmc_loss: reduction must be one of mean, none; got 'sum'",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_labels_of_every_width():
+    """uint8 cannot count 300 classes."""
+    pred, labels = RNG.normal(size=(4, 300)).astype(np.float32), np.array([0, 44, 127, 100])
+    for dtype in (np.int8, np.uint8, np.int16, np.uint32):
+        assert GHMC()(pred, labels.astype(dtype)) == GHMC()(pred, labels)
+
+
+@pytest.mark.parametrize("name", ["GHMC", "GHMR"])
+def test_the_elements_of_all_bins_are_counted_in_one_pass(name):
+    """With a sum for each bin ten arrays of pred's size would be stored."""
+    loss = build_loss({"type": name})
+    pred, target = np.zeros((2, 500, 80), np.float32)
+    assert temporary_bytes(jax.value_and_grad(loss), pred, target) < 8 * pred.nbytes

@@ -74,14 +74,14 @@ def test_the_factors_are_constants_to_the_gradient(x64):
         return seesaw_ce_loss(pred, labels, cum_samples=COUNTS, reduction="sum", **powers)
 
     direction = RNG.normal(size=pred.shape) * 1e-5
-    slope = (loss(pred + direction, q=0) - loss(pred - direction, q=0)) / 2
+    expected = (loss(pred + direction, q=0) - loss(pred - direction, q=0)) / 2
     gradient = jax.grad(lambda pred: loss(pred, q=0))(pred)
-    np.testing.assert_allclose((gradient * direction).sum(), slope, rtol=1e-6)
+    np.testing.assert_allclose((gradient * direction).sum(), expected, rtol=1e-6)
     s = np.exp(pred) / np.exp(pred).sum(1, keepdims=True)
     own = np.eye(CLASSES)[labels]
     factors = np.maximum(1, s / np.maximum((s * own).sum(1, keepdims=True), 0.01)) ** 2
-    shares = np.exp(pred) * np.where(own, 1, factors)
-    expected = shares / shares.sum(1, keepdims=True) - own
+    exponentials = np.exp(pred) * np.where(own, 1, factors)
+    expected = exponentials / exponentials.sum(1, keepdims=True) - own
     np.testing.assert_allclose(jax.grad(lambda x: loss(x, p=0))(pred), expected, rtol=1e-6)
 
 
@@ -131,7 +131,7 @@ def test_a_row_of_weight_0_changes_nothing_for_the_others():
     np.testing.assert_allclose(padded["loss_cls_classes"], kept["loss_cls_classes"], rtol=1e-6)
 
 
-def test_negative_labels_are_ignored_and_unknown_ones_are_loud():
+def test_negative_labels_are_ignored_and_unknown_ones_are_nan():
     labels = np.where(np.arange(len(LABELS)) == 2, -1, LABELS)
     rows, state = seesaw(reduction="none").update(seesaw().init(), PRED, labels)
     assert state.cum_samples.sum() == len(LABELS) - 1
@@ -148,7 +148,7 @@ def test_dict_or_sum():
     np.testing.assert_allclose(total, sum(parts.values()), rtol=1e-6)
 
 
-def test_the_reference_s_name_of_the_weight():
+def test_mmdet_s_name_of_the_weight():
     weight = RNG.random(len(LABELS)).astype(np.float32)
     loss = seesaw(return_dict=False)
     np.testing.assert_array_equal(
@@ -182,15 +182,51 @@ def test_activation_and_accuracy():
     ("config", "message"),
     [
         ({"use_sigmoid": True}, "use_sigmoid must be False"),
-        ({"p": -1.0}, "p must be ≥ 0"),
-        ({"q": -1.0}, "q must be ≥ 0"),
+        ({"p": -1.0}, "p must be at least 0, got -1.0"),
+        ({"q": -1.0}, "q must be at least 0, got -1.0"),
+        ({"eps": -1.0}, "eps must be at least 0, got -1.0"),
     ],
 )
-def test_refused_configs(config, message):
+def test_configs_that_raise(config, message):
     with pytest.raises(ValueError, match=f"SeesawLoss: {message}"):
         seesaw(**config)
+    if "use_sigmoid" not in config:
+        with pytest.raises(ValueError, match=f"seesaw_ce_loss: {message}"):
+            seesaw_ce_loss(LOGITS, LABELS, cum_samples=COUNTS, **config)
+        with pytest.raises(ValueError, match=f"seesaw_loss: {message}"):
+            seesaw_loss(PRED, LABELS, state=SeesawState(jnp.ones(CLASSES + 1)), **config)
+
+
+def test_a_loss_has_a_class():
+    with pytest.raises(ValueError, match="SeesawLoss: num_classes must be at least 1, got 0"):
+        SeesawLoss(num_classes=0)
 
 
 def test_channels_are_checked():
     with pytest.raises(ValueError, match=r"seesaw_loss: pred must have shape \(N, 6\)"):
         first(seesaw(), LOGITS, LABELS)
+
+
+def test_statistics_take_rows_of_labels():
+    state = SeesawState(jnp.zeros(CLASSES + 1))
+    with pytest.raises(ValueError, match=r"seesaw_statistics: target must have shape \(N,\)"):
+        seesaw_statistics(state, LABELS[None])
+
+
+def test_labels_of_every_width():
+    """uint8 cannot count 300 classes."""
+    pred, labels = RNG.normal(size=(4, 302)).astype(np.float32), np.array([0, 44, 127, 100])
+    loss = SeesawLoss(num_classes=300, return_dict=False)
+    expected, accuracies = first(loss, pred, labels), loss.get_accuracy(pred, labels)
+    for dtype in (np.int8, np.uint8, np.int16, np.uint32):
+        narrow = labels.astype(dtype)
+        assert first(loss, pred, narrow) == expected
+        jax.tree.map(np.testing.assert_array_equal, loss.get_accuracy(pred, narrow), accuracies)
+
+
+def test_the_counts_of_the_rows_classes_keep_their_digits():
+    """Accelerators would round a product with one-hot labels to bfloat16 or TF32."""
+    program = jax.make_jaxpr(
+        lambda pred: seesaw_ce_loss(pred, LABELS[OBJECTS], cum_samples=COUNTS)
+    )(LOGITS[OBJECTS])
+    assert "dot_general" not in str(program)

@@ -70,8 +70,8 @@ def test_a_key_draws_the_same_again_and_every_negative_alike():
     )
     kept = (np.asarray(draw(keys)) > 0) & (TARGET == 0)
     assert (kept.sum((1, 2)) == POSITIVES).all()
-    share = kept.mean(0)[TARGET == 0]
-    close(share, POSITIVES / NEGATIVES, atol=0.05, rtol=0)
+    frequency = kept.mean(0)[TARGET == 0]
+    close(frequency, POSITIVES / NEGATIVES, atol=0.05, rtol=0)
 
 
 def test_the_mean_is_over_what_is_left():
@@ -148,5 +148,13 @@ def test_finite_differences_of_a_draw(x64):
 
     gradient = jax.grad(value)(pred)
     direction = np.random.default_rng(1).normal(size=pred.shape)
-    slope = (value(pred + 1e-6 * direction) - value(pred - 1e-6 * direction)) / 2e-6
-    close((gradient * direction).sum(), slope, rtol=1e-6)
+    expected = (value(pred + 1e-6 * direction) - value(pred - 1e-6 * direction)) / 2e-6
+    close((gradient * direction).sum(), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("key", ["pos_margin", "neg_margin"])
+def test_margins_are_finite(key):
+    with pytest.raises(ValueError, match=f"MarginL2Loss: {key} must be finite, got nan"):
+        v.MarginL2Loss(**{key: np.nan})
+    with pytest.raises(ValueError, match=f"margin_l2_loss: {key} must be finite, got nan"):
+        v.margin_l2_loss(PRED, TARGET, **{key: np.nan})

@@ -60,3 +60,11 @@ def test_classes_and_their_weights():
     unknown = np.where(np.arange(3)[:, None, None] == 1, 255, REGIONS)
     values = v.tversky_loss(MAPS, unknown, ignore_index=None, reduction="none")
     np.testing.assert_array_equal(np.isnan(values), [False, True, False])
+
+
+@pytest.mark.parametrize("key", ["alpha", "beta", "smooth", "class_weight"])
+def test_negative_numbers_raise(key):
+    with pytest.raises(ValueError, match=f"TverskyLoss: {key} must be at least 0, got -1"):
+        v.TverskyLoss(**{key: -1.0})
+    with pytest.raises(ValueError, match=f"tversky_loss: {key} must be at least 0, got -1"):
+        v.tversky_loss(MAPS, REGIONS, **{key: -1.0})

@@ -74,7 +74,7 @@ def test_equal_boxes_cost_the_floor_without_gradient(loss_type):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"loss_type": "jd"}, "loss_type must be one of 'gwd', 'kld', 'bcd'; got 'jd'"),
+        ({"loss_type": "jd"}, "loss_type must be one of gwd, kld, bcd; got 'jd'"),
         ({"loss_type": "kld", "fun": "none"}, "fun must be one of 'sqrt', 'log1p', ''; got 'none'"),
         ({"loss_type": "kld", "tau": 0.0}, "tau must be above 0, got 0.0"),
     ],

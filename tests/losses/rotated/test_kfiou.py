@@ -70,7 +70,7 @@ def test_only_the_centres_deltas_count():
 
 def test_options_that_raise():
     boxes = np.ones((4, 5), np.float32)
-    message = "fun must be one of 'none', 'ln', 'exp'; got 'log'"
+    message = "fun must be one of none, ln, exp; got 'log'"
     with pytest.raises(ValueError, match=f"^KFLoss: {message}"):
         v.build_loss({"type": "KFLoss", "fun": "log"})
     with pytest.raises(ValueError, match=f"^kfiou_loss: {message}"):

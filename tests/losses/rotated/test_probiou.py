@@ -45,6 +45,22 @@ def test_equal_boxes_cost_the_root_of_2_eps_without_gradient():
     check_equal_boxes(v.probiou_loss, math.sqrt(2e-7))
 
 
+def test_float32_keeps_the_digits_of_boxes_that_grow_a_little():
+    """det S / (4 √(det P det T)) is 1 here, as far as float32 knows."""
+    pred = np.float32([[0, 0, 30, 7, 0.3]])
+    target = (pred * np.float32([1, 1, 1 + 1e-4, 1 + 1e-4, 1])).astype(np.float32)
+    expected = formula(np.float64(pred[0]), np.float64(target[0]))
+    np.testing.assert_allclose(values(pred, target), expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize("eps", [1e-12, 1e-7])
+def test_gradients_of_boxes_without_area_are_finite(eps):
+    """Of the root of a variance of 0, and of the logarithm of what is tiny beside eps."""
+    boxes = np.float32([[0, 0, 0, 0, 0.3], [0, 0, 0, 5, 0.3], [0, 0, 1e-30, 0, 0.3]])
+    gradient = jax.grad(lambda pred: v.probiou_loss(pred, boxes[::-1], eps=eps))(boxes)
+    assert np.isfinite(gradient).all()
+
+
 def test_aspect_ratios(x64):
     """Equal ratios add nothing. The gradient, with alpha held fixed, is the finite difference."""
     pred, target = rotated_pairs()

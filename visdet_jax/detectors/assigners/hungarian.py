@@ -68,13 +68,13 @@ def _match(costs: jax.Array, mask: jax.Array) -> jax.Array:
     rows, columns = costs.shape
     allowed = jnp.isfinite(costs) & mask[None]
     # Scaled to [0, 1], costs of any size are matched equally well, and the two constants below
-    # are larger than whatever they are compared with. Halves first: the difference of two finite
-    # numbers may overflow.
+    # are larger than whatever they are compared with. Keep the sixteenths: the difference of two
+    # of the largest floats would overflow, and the inverse of that range, by which XLA multiplies
+    # in place of dividing, would be rounded to 0.
+    costs = costs / 16
     low = jnp.where(allowed, costs, jnp.inf).min()
-    high = jnp.where(allowed, costs, -jnp.inf).max()
-    half_range = high / 2 - low / 2
-    scaled = (costs / 2 - low / 2) / jnp.where(half_range > 0, half_range, 1)
-    costs = jnp.where(half_range > 0, scaled, 0)
+    spread = jnp.where(allowed, costs, -jnp.inf).max() - low
+    costs = jnp.where(spread > 0, (costs - low) / jnp.where(spread > 0, spread, 1), 0)
     # optax matches every column with some row. So each column has one spare row beside the real
     # ones, and goes there if no real row is left for it, or if it is padding. The spare row of a
     # column costs more than all pairs of real rows and columns together can save. A pair that is
@@ -110,8 +110,8 @@ def _optimum(costs: jax.Array) -> Any:
 class _Costs(Sequence[MatchCost]):
     """A sequence of costs that Flax takes for one static value.
 
-    Keep it. In a tuple of modules Flax sees data, and the assigner would have pytree leaves and no
-    hash.
+    Keep it. A tuple of modules Flax takes for data, and raises a ValueError, since a static
+    attribute holds none.
     """
 
     costs: tuple[MatchCost, ...]

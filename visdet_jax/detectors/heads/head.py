@@ -182,7 +182,7 @@ class Head(FrozenModule):
 
     def image_shape(self, outputs: Any) -> tuple[int, int]:
         """The (height, width) of images whose `image_shapes` are not given, in pixels."""
-        raise ValueError("image_shapes must be given")
+        raise self.value_error("image_shapes must be given")
 
     # What subclasses share.
 

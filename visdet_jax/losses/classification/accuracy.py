@@ -90,7 +90,7 @@ def _percentage(
     if not 0 < k <= pred.shape[1]:
         raise ValueError(f"topk {k} must be from 1 to the {pred.shape[1]} classes of pred")
     scores, labels = jax.lax.top_k(pred, k)
-    hits = labels == target[:, None]
+    hits = labels.astype(target.dtype) == target[:, None]
     if thresh is not None:
         hits &= scores.astype(dtype) > as_dtype(dtype, thresh)
     right = (hits & rows[:, None]).sum().astype(dtype)

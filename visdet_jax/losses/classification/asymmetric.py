@@ -131,7 +131,7 @@ def _derivative(
     if detached:
         return power(miss, exponent) * d_bce
     focus, d_focus = power_and_derivative(miss, exponent)
-    d_miss = jnp.where(sigmoid.p >= clip, 1 - 2 * y, -y) * sigmoid.d_p
+    d_miss = jnp.where(sigmoid.p >= clip, 1 - 2 * y, -y) * sigmoid.p * sigmoid.not_p
     return focus * d_bce + d_focus * d_miss * _bounded_bce(y, sigmoid, clip, eps)
 
 

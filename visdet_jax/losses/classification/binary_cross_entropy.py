@@ -103,7 +103,7 @@ def _derivative(
     d_value = negative * sigmoid.p - positive * sigmoid.not_p
     if poly_epsilon is None:
         return d_value
-    return d_value + poly_epsilon * (negative - positive) * sigmoid.d_p
+    return d_value + poly_epsilon * (negative - positive) * sigmoid.p * sigmoid.not_p
 
 
 _bce = closed_form(_value, _derivative)

@@ -13,7 +13,12 @@ from visdet_jax.core.hyperparameters import NonNegative, Number
 from visdet_jax.core.jitted import jitted
 from visdet_jax.core.rules import LOGITS, Expected, classes
 from visdet_jax.core.softmax import softmax
-from visdet_jax.losses._class_targets import check_class_weight, class_mask, weight_of_classes
+from visdet_jax.losses._class_targets import (
+    ClassWeight,
+    check_class_weight,
+    class_mask,
+    weight_of_classes,
+)
 from visdet_jax.losses.loss import Loss
 from visdet_jax.reduction import (
     Reduction,
@@ -31,7 +36,7 @@ def tversky_loss(
     weight: jax.Array | None = None,
     *,
     smooth: NonNegative = 1.0,
-    class_weight: jax.Array | None = None,
+    class_weight: ClassWeight | None = None,
     ignore_index: int | None = 255,
     alpha: NonNegative = 0.3,
     beta: NonNegative = 0.7,
@@ -55,7 +60,7 @@ def tversky_loss(
       weight: (N,).
       smooth: Added to both sides of the quotient, in pixels, at least 0. Larger values make small
         regions count less.
-      class_weight: (C,).
+      class_weight: Weights of the classes (C,), at least 0.
       ignore_index: An index that is left out. None leaves out only the negative ones.
       alpha: Weight of a pixel's false alarms, at least 0. Larger values lead to smaller regions.
       beta: Weight of a pixel's misses, at least 0. Larger values lead to larger regions.
@@ -83,7 +88,7 @@ def tversky_loss(
     pred = zero_where_unweighted(jnp.where(is_read, pred.astype(dtype), 0), weight)
 
     p = softmax(pred, axis=1)
-    own = jnp.moveaxis(class_mask(target, channels), -1, 1) & is_read
+    own = class_mask(target, channels, axis=1) & is_read
     pixels = tuple(range(2, pred.ndim))
     hits = jnp.where(own, p, 0).sum(pixels)
     misses = jnp.where(own, 1 - p, 0).sum(pixels)
@@ -101,7 +106,7 @@ class TverskyLoss(Loss, function=tversky_loss):
     """Tversky loss: `tversky_loss` with its hyperparameters as fields.
 
     Args:
-      class_weight: A weight for each class, or one number for all.
+      class_weight: A weight for each class, or one number for all, at least 0.
     """
 
     smooth: float = 1.0

@@ -131,9 +131,7 @@ def rank_weight(quality: jax.Array, gt_inds: jax.Array, *, tau: Positive = 1.5) 
     dtype = compute_dtype(quality=quality)
     quality = jax.lax.stop_gradient(quality.astype(dtype))[..., None]
     gt_inds = gt_inds[..., None]
-    other_quality, other_gt_inds = (
-        jnp.swapaxes(replicated(x), -1, -2) for x in (quality, gt_inds)
-    )
+    other_quality, other_gt_inds = (jnp.swapaxes(replicated(x), -1, -2) for x in (quality, gt_inds))
     row = jax.lax.broadcasted_iota(jnp.int32, other_quality.shape, other_quality.ndim - 1)
     is_earlier = row < jnp.swapaxes(row, -1, -2)
     is_better = (other_quality > quality) | ((other_quality == quality) & is_earlier)

@@ -1,0 +1,122 @@
+"""What a compiled program moves and starts, read from its text.
+
+The text is XLA's optimised HLO. Each instruction of the entry computation is a kernel, or a few:
+it reads its operands from memory and writes its result. So the sum of their sizes is what the
+program moves. It is an upper bound where an instruction reads a part of an operand only (a gather,
+a slice, an update in place).
+"""
+
+import math
+import re
+from typing import NamedTuple
+
+BYTES = {
+    **dict.fromkeys(("pred", "s8", "u8", "s4", "u4", "f8e4m3fn", "f8e5m2"), 1),
+    **dict.fromkeys(("s16", "u16", "f16", "bf16"), 2),
+    **dict.fromkeys(("s32", "u32", "f32"), 4),
+    **dict.fromkeys(("s64", "u64", "f64", "c64"), 8),
+    "c128": 16,
+    "token": 0,
+}
+# Instructions that move nothing and start nothing.
+FREE = {
+    "parameter",
+    "constant",
+    "tuple",
+    "get-tuple-element",
+    "bitcast",
+    "after-all",
+    "partition-id",
+    "replica-id",
+    "iota",
+    "async-done",
+    "copy-done",
+    "opt-barrier",
+}
+
+_COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{")
+_INSTRUCTION = re.compile(
+    r"\s*(?:ROOT )?%?([\w.\-]+) = (\(.*?\)(?= [\w\-]+\()|\S+) ([\w\-]+)\((.*)"
+)
+_ARRAY = re.compile(r"\b([a-z]+\d*(?:e\dm\d\w*)?)\[([\d,]*)\](\{[^}]*\})?")
+
+
+class Traffic(NamedTuple):
+    """What a program moves, in bytes, and how many kernels it starts."""
+
+    bytes: int = 0
+    kernels: int = 0
+    loops_without_count: int = 0  # Loops whose trips the program does not state; they count once.
+
+    def __add__(self, other: "Traffic") -> "Traffic":  # type: ignore[override]
+        return Traffic(*(a + b for a, b in zip(self, other, strict=True)))
+
+    def times(self, trips: int) -> "Traffic":
+        """The traffic of so many trips of a loop."""
+        return Traffic(trips * self.bytes, trips * self.kernels, self.loops_without_count)
+
+
+def read_traffic(text: str) -> Traffic:
+    """The traffic of a program: its entry, with loops times their trips.
+
+    What lies in a TPU's vector memory, which the text marks by S(1), is not counted.
+
+    Raises: ValueError for a text without an entry computation.
+    """
+    computations: dict[str, list[str]] = {}
+    lines: list[str] | None = None
+    entry = None
+    for line in text.splitlines():
+        if header := _COMPUTATION.match(line):
+            lines = computations.setdefault(header[2], [])
+            entry = header[2] if header[1] else entry
+        elif line.startswith("}"):
+            lines = None
+        elif lines is not None:
+            lines.append(line)
+    if entry is None:
+        raise ValueError("no ENTRY computation in the program's text")
+    return _traffic(entry, computations)
+
+
+def array_bytes(shape: str) -> int:
+    """The size of an array, or of the arrays of a tuple, outside a TPU's vector memory."""
+    return sum(
+        BYTES.get(dtype, 4) * math.prod(int(n) for n in sizes.split(",") if n)
+        for dtype, sizes, layout in _ARRAY.findall(shape)
+        if "S(1)" not in layout
+    )
+
+
+def _traffic(name: str, computations: dict[str, list[str]]) -> Traffic:
+    sizes: dict[str, int] = {}
+    total = Traffic()
+    for line in computations.get(name, ()):
+        if not (found := _INSTRUCTION.match(line)):
+            continue
+        result, shape, operation, rest = found.groups()
+        sizes[result] = array_bytes(shape)
+        if operation in FREE:
+            continue
+        if operation == "while":
+            trips = re.search(r'known_trip_count"?:\{"?n"?:"?(\d+)', rest)
+            body = _traffic(_called("body", rest), computations)
+            if not trips:
+                body = body._replace(loops_without_count=body.loops_without_count + 1)
+            total += body.times(int(trips[1]) if trips else 1)
+        elif operation == "conditional":
+            branches = re.findall(r"%([\w.\-]+)", rest[rest.index("computation") :])
+            each = [_traffic(branch, computations) for branch in branches if branch in computations]
+            total += max(each, default=Traffic())
+        elif operation == "call" and _called("to_apply", rest) in computations:
+            total += _traffic(_called("to_apply", rest), computations)
+        else:
+            operands = re.findall(r"%([\w.\-]+)", rest.split("), ")[0])
+            moved = sizes[result] + sum(sizes.get(operand, 0) for operand in operands)
+            total += Traffic(moved, 1)
+    return total
+
+
+def _called(attribute: str, rest: str) -> str:
+    found = re.search(rf"{attribute}=%?([\w.\-]+)", rest)
+    return found[1] if found else ""

@@ -1,0 +1,288 @@
+"""The laws of the heads on priors: levels, outputs, decoding, statistics, memory."""
+
+import dataclasses
+import functools
+import re
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from head_cases import (
+    CLASSES,
+    IMAGE,
+    ROWS,
+    batch_for,
+    boxes_for,
+    compiled,
+    outputs_for,
+    shapes_for,
+    value_and_gradient,
+)
+from programs import temporary_bytes
+from visdet_jax import build_loss
+from visdet_jax.detectors import HEADS, AnchorHead, DenseHead, HeadOutputs
+
+close = functools.partial(chex.assert_trees_all_close, rtol=1e-5, atol=1e-7)
+every_head = pytest.mark.parametrize("name", ROWS)
+
+
+@every_head
+def test_a_box_loss_is_of_the_boxes_alone(name):
+    """Another label, and more padding, leave the box loss and the box gradient as they are."""
+    head = ROWS[name].head()
+    outputs, boxes, labels, shapes = batch_for(head, (1, 0))
+    labels[0, 0] = 0
+    losses, gradient = compiled(head)(outputs, boxes, labels, shapes)
+    again, other = compiled(head)(outputs, boxes, np.where(labels >= 0, 2, -7), shapes)
+    assert losses["loss_cls"] != again["loss_cls"]
+    assert losses["loss_bbox"] == again["loss_bbox"]
+    chex.assert_trees_all_equal(gradient.bbox_preds, other.bbox_preds)
+
+
+@every_head
+def test_image_shapes_are_what_the_finest_cells_cover_unless_given(name):
+    head = ROWS[name].head()
+    assert head.image_shape(outputs_for(head)) == IMAGE
+    batch = batch_for(head)
+    given = head.targets(*batch, np.full((2, 2), 1e9, np.float32))
+    chex.assert_trees_all_equal(head.targets(*batch[:3]), given)
+    close(head.loss(*batch[:3]), head.loss(*batch))
+
+
+# Levels without cells.
+
+
+def with_strides(name, strides):
+    """The head with the levels of these strides alone."""
+    config = ROWS[name].config
+    if ROWS[name].anchors():
+        generator = {**config["anchor_generator"], "strides": strides}
+        return ROWS[name].head(anchor_generator=generator)
+    ranges = dict(zip(config["strides"], config["regress_ranges"], strict=True))
+    return ROWS[name].head(strides=strides, regress_ranges=[ranges[s] for s in strides])
+
+
+@every_head
+@pytest.mark.parametrize("empty", [0, 1])
+def test_a_level_without_cells_counts_nothing(name, empty):
+    head, other = ROWS[name].head(), with_strides(name, [(16,), (8,)][empty])
+    sizes = [(4, 6), (2, 3)]
+    sizes[empty] = (0, 0)
+    outputs = outputs_for(head, sizes=sizes)
+    without = HeadOutputs(*(maps and (maps[1 - empty],) for maps in outputs))
+    truth = boxes_for((3, 1), 4)
+    for arguments in (truth, (*truth, shapes_for(2), shapes_for(2))):
+        losses, gradient = value_and_gradient(head)(outputs, *arguments)
+        expected, expected_gradient = value_and_gradient(other)(without, *arguments)
+        close(losses, expected)
+        assert np.isfinite(losses[0])
+        for maps, level in zip(gradient, expected_gradient, strict=True):
+            if maps is not None:
+                close(maps[1 - empty], level[0])
+        targets = head.targets(outputs, *arguments)
+        chex.assert_trees_all_equal(targets, other.targets(without, *arguments))
+    close(head.decode(outputs, shapes_for(2)), other.decode(without, shapes_for(2)))
+
+
+def test_a_level_without_cells_leaves_statistics_alone():
+    ghm = {"loss_cls": {"type": "GHMC", "bins": 5, "momentum": 0.75}}
+    head = ROWS["RetinaHead"].head(**ghm)
+    outputs, truth = outputs_for(head, sizes=((4, 6), (0, 0))), boxes_for((3, 1), 4)
+    losses, state = head.update(head.init(), outputs, *truth)
+    one_level = dataclasses.replace(
+        head, anchor_generator=dataclasses.replace(head.anchor_generator, strides=(8,))
+    )
+    without = HeadOutputs(*(maps and maps[:1] for maps in outputs))
+    close((losses, state), one_level.update(one_level.init(), without, *truth))
+
+
+@every_head
+def test_a_batch_without_images(name):
+    head = ROWS[name].head()
+    losses, gradient = compiled(head, "no image")(*batch_for(head, ()))
+    assert not any(losses.values())
+    assert all(x.shape[0] == 0 for x in jax.tree.leaves(gradient))
+    assert head.decode(outputs_for(head, 0)).scores.shape[::2] == (0, CLASSES)
+
+
+# Decoding.
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x.astype(np.float64)))
+
+
+def rows_of(maps, channels):
+    return np.concatenate([x.reshape(2, -1, channels) for x in maps], axis=1)
+
+
+def boxes_by_hand(head, outputs):
+    """Boxes in pixels, before the clip, in NumPy."""
+    grid = head.grid(((4, 6), (2, 3)), np.float32)
+    preds = rows_of(outputs.bbox_preds, head.box_channels)
+    if isinstance(head, HEADS["RetinaHead"] | HEADS["ATSSHead"]):
+        coder = head.bbox_coder
+        deltas = preds * np.array(coder.target_stds) + np.array(coder.target_means)
+        size = grid.priors[:, 2:] - grid.priors[:, :2]
+        middle = (grid.priors[:, 2:] + grid.priors[:, :2]) / 2 + deltas[..., :2] * size
+        half = size * np.exp(deltas[..., 2:]) / 2
+        return np.concatenate([middle - half, middle + half], axis=-1)
+    points = grid.priors
+    if isinstance(head, HEADS["GFLHead"]):
+        points = (grid.priors[:, :2] + grid.priors[:, 2:]) / 2
+        bins = np.exp(preds.reshape(2, -1, 4, head.reg_max + 1).astype(np.float64))
+        bins /= bins.sum(-1, keepdims=True)
+        preds = (bins * np.arange(head.reg_max + 1)).sum(-1) * grid.strides[:, None]
+    elif head.norm_on_bbox:
+        preds = preds * grid.strides[:, None]
+    return np.concatenate([points - preds[..., :2], points + preds[..., 2:]], axis=-1)
+
+
+DECODED = [(name, {}) for name in ROWS] + [("FCOSHead", {"norm_on_bbox": True})]
+
+
+@pytest.mark.parametrize(("name", "changes"), DECODED)
+def test_decode(name, changes):
+    head = ROWS[name].head(**changes)
+    outputs = outputs_for(head)
+    expected = boxes_by_hand(head, outputs)
+    boxes, scores = head.decode(outputs)
+    np.testing.assert_allclose(boxes, expected, rtol=1e-4, atol=1e-3)
+    clipped, same = head.decode(outputs, np.array([[20, 30], [30, 20]]))
+    limits = np.array([[30, 20, 30, 20], [20, 30, 20, 30]])[:, None]
+    np.testing.assert_allclose(clipped, np.clip(expected, 0, limits), rtol=1e-4, atol=1e-3)
+    one_for_all = head.decode(outputs, (20, 30))
+    np.testing.assert_array_equal(one_for_all.boxes[0], clipped[0])
+    by_class = sigmoid(rows_of(outputs.cls_scores, CLASSES))
+    if outputs.centernesses is not None:
+        by_class *= sigmoid(rows_of(outputs.centernesses, 1))
+    np.testing.assert_allclose(scores, by_class, rtol=1e-5)
+    np.testing.assert_array_equal(same, scores)
+
+
+@pytest.mark.parametrize("name", ["RetinaHead", "FCOSHead"])
+def test_the_box_of_a_target_is_the_ground_truth(name):
+    """What a prior learns, predicted, decodes to its box."""
+    head = ROWS[name].head()
+    outputs, *truth = batch_for(head, (1, 1), 1)
+    truth[0][:] = middle = 10, 6, 34, 28
+    targets = head.targets(outputs, *truth)
+    ends = np.cumsum([24, 6]) * head.num_base_priors
+    parts = np.split(np.asarray(targets.bbox_targets), ends[:-1], axis=1)
+    learnt = outputs._replace(
+        bbox_preds=tuple(
+            x.reshape(old.shape) for x, old in zip(parts, outputs.bbox_preds, strict=True)
+        )
+    )
+    found = np.asarray(head.decode(learnt).boxes)[np.asarray(targets.gt_inds) > 0]
+    np.testing.assert_allclose(found, np.tile(middle, (len(found), 1)), atol=1e-3)
+    losses, _ = compiled(head, "one row")(learnt, *truth)
+    np.testing.assert_allclose(losses["loss_bbox"], 0, atol=1e-5)
+
+
+# Hyperparameters of the class loss.
+
+
+@every_head
+def test_vmap_over_the_exponent_of_the_class_loss(name):
+    row = ROWS[name]
+    batch = batch_for(row.head())
+
+    def loss(loss_weight, gamma):
+        changed = {"type": row.config["loss_cls"]["type"], "loss_weight": loss_weight}
+        changed["beta" if "Quality" in changed["type"] else "gamma"] = gamma
+        return row.head(loss_cls=changed).loss(*batch)
+
+    swept = jax.jit(jax.vmap(loss))(jnp.array([1.0, 3.0, 1.0]), jnp.array([2.0, 2.0, 0.5]))
+    alone, _ = compiled(row.head())(*batch)
+    for key, value in swept.items():
+        np.testing.assert_allclose(value[0], alone[key], rtol=1e-5)
+    np.testing.assert_allclose(swept["loss_cls"][1], 3 * alone["loss_cls"], rtol=1e-5)
+    assert swept["loss_cls"][2] > alone["loss_cls"]
+    np.testing.assert_allclose(swept["loss_bbox"], jnp.full(3, alone["loss_bbox"]), rtol=1e-5)
+
+
+# Memory.
+
+
+def test_the_class_scores_of_the_levels_are_never_one_array():
+    """They are the largest array of a detector; a copy of them would be counted here."""
+    head = ROWS["RetinaHead"].head(num_classes=400)
+    outputs, *truth = batch_for(head)
+    smallest = min(x.nbytes for x in outputs.cls_scores)
+    assert temporary_bytes(value_and_gradient(head), outputs, *truth) < smallest
+
+
+# Outputs that do not fit.
+
+LEVELS = (
+    ("cls_scores", lambda maps: maps[:1], "cls_scores must be 2 levels, got 1 arrays"),
+    ("bbox_preds", lambda maps: None, "bbox_preds must be 2 levels, got None"),
+    (
+        "bbox_preds",
+        lambda maps: (maps[0][..., 1:], maps[1]),
+        r"bbox_preds\[0\] must have shape \(B, H, W, \d+\), that is \d priors of \d+ channels, .*",
+    ),
+    (
+        "cls_scores",
+        lambda maps: (maps[0], np.concatenate([maps[1]] * 2)),
+        r"cls_scores\[1\] must have shape \(B, H, W, \d+\)",
+    ),
+    ("cls_scores", lambda maps: (maps[0], [1.0]), r"cls_scores\[1\] must be an array, got list"),
+)
+
+
+@every_head
+@pytest.mark.parametrize(("part", "spoil", "message"), LEVELS)
+def test_outputs_that_do_not_fit(name, part, spoil, message):
+    head = ROWS[name].head()
+    outputs = outputs_for(head)
+    outputs = outputs._replace(**{part: spoil(getattr(outputs, part))})
+    for call in (lambda: head.loss(outputs, *boxes_for((1, 1), 1)), lambda: head.decode(outputs)):
+        with pytest.raises((ValueError, TypeError), match=f"{name}: {message}"):
+            call()
+
+
+@every_head
+def test_centernesses_of_a_head_that_has_none(name):
+    head = ROWS[name].head()
+    outputs = outputs_for(head)
+    swapped = None if outputs.centernesses else outputs.cls_scores
+    message = (
+        "must be 2 levels, got None" if outputs.centernesses else "must be None: this head has"
+    )
+    with pytest.raises(ValueError, match=f"{name}: .*centernesses {message}"):
+        head.loss(outputs._replace(centernesses=swapped), *boxes_for((1, 1), 1))
+
+
+@every_head
+def test_pad_shapes_that_do_not_fit(name):
+    head = ROWS[name].head()
+    message = re.escape(f"{name}: pad_shapes must have shape (2, 2), got (1, 2)")
+    with pytest.raises(ValueError, match=message):
+        head.loss(*batch_for(head), shapes_for(1))
+
+
+def test_what_a_subclass_must_define():
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Bare(DenseHead):
+        pass
+
+    bare = Bare(
+        num_classes=2,
+        loss_cls=build_loss({"type": "FocalLoss"}),
+        loss_bbox=build_loss({"type": "L1Loss"}),
+    )
+    for call in (
+        lambda: bare.grid((), np.float32),
+        lambda: bare.assign(None, None, None, None, None),
+        lambda: bare.compute(None, None),
+        lambda: bare.boxes(None, None, None),
+        lambda: bare.strides,
+    ):
+        with pytest.raises(NotImplementedError, match="Bare must define"):
+            call()
+    assert not issubclass(Bare, AnchorHead)

@@ -1,0 +1,79 @@
+"""GFL's own: qualities, distributions of the sides, and its fields."""
+
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from head_cases import ANCHORS, CLASSES, ROWS, batch_for, compiled
+from visdet_jax.boxes import bbox_overlaps
+
+ROW = ROWS["GFLHead"]
+
+
+def test_qualities_and_distributions():
+    """The class loss learns the IoU; the largest class probability weights the other two."""
+    head = ROW.head()
+    outputs, *truth = batch_for(head)
+    losses, _ = compiled(head)(outputs, *truth)
+    targets = jax.tree.map(np.asarray, head.targets(outputs, *truth))
+    positive = targets.gt_inds > 0
+    logits = np.concatenate([x.reshape(2, -1, CLASSES) for x in outputs.cls_scores], axis=1)
+    boxes = np.asarray(head.decode(outputs).boxes)
+    iou = bbox_overlaps(boxes, targets.bbox_targets, is_aligned=True)
+    quality = np.where(positive, iou, 0).astype(np.float32)
+    count = float(np.maximum(positive.sum(1), 1).sum())
+    label = targets.labels.ravel(), quality.ravel()
+    expected = head.loss_cls(logits.reshape(-1, CLASSES), label, avg_factor=count)
+    np.testing.assert_allclose(losses["loss_cls"], expected, rtol=1e-5)
+
+    certainty = 1 / (1 + np.exp(-logits.max(-1)[positive]))
+    grid = head.grid(((4, 6), (2, 3)), np.float32)
+    strides = np.broadcast_to(grid.strides, positive.shape)[positive][:, None]
+    pred, target = boxes[positive] / strides, targets.bbox_targets[positive] / strides
+    total = head.loss_bbox(pred, target, certainty, reduction_override="sum")
+    np.testing.assert_allclose(losses["loss_bbox"], total / max(certainty.sum(), 1), rtol=1e-5)
+
+    middles = (grid.priors[:, :2] + grid.priors[:, 2:]) / 2
+    points = np.broadcast_to(middles, (*positive.shape, 2))[positive] / strides
+    sides = np.concatenate([points - target[:, :2], target[:, 2:] - points], axis=-1)
+    bins = np.clip(sides, 0, head.reg_max - 0.1).astype(np.float32)
+    distributions = np.concatenate([x.reshape(2, -1, 20) for x in outputs.bbox_preds], axis=1)
+    total = head.loss_dfl(
+        distributions[positive].reshape(-1, 5),
+        bins.ravel(),
+        np.repeat(certainty, 4).astype(np.float32),
+        reduction_override="sum",
+    )
+    np.testing.assert_allclose(losses["loss_dfl"], total / 4 / max(certainty.sum(), 1), rtol=1e-5)
+
+
+def test_qualities_and_certainties_have_no_gradient():
+    head = ROW.head()
+    outputs, *truth = batch_for(head)
+
+    def loss(outputs, name):
+        return head.loss(outputs, *truth)[name]
+
+    by_boxes = jax.grad(lambda x: loss(outputs._replace(bbox_preds=x), "loss_cls"))
+    assert not any(map(np.any, by_boxes(outputs.bbox_preds)))
+    for name in ("loss_bbox", "loss_dfl"):
+        by_scores = jax.grad(lambda x, name=name: loss(outputs._replace(cls_scores=x), name))
+        assert not any(map(np.any, by_scores(outputs.cls_scores)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"reg_max": 0}, "reg_max must be at least 1, got 0"),
+        ({"reg_decoded_bbox": False}, "reg_decoded_bbox must be True: the box loss is of boxes"),
+        (
+            {"anchor_generator": {**ANCHORS, "ratios": [0.5, 1.0]}},
+            "a cell must have one anchor, got 2",
+        ),
+    ],
+)
+def test_fields_that_mean_nothing(changes, message):
+    with pytest.raises(ValueError, match=re.escape(f"GFLHead: {message}")):
+        ROW.head(**changes)
