@@ -120,8 +120,8 @@ def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, list[st
     add("--num-processes", type=int, metavar="N", help="number of processes on all hosts")
     add("--process-id", type=int, metavar="I", help="number of this process, 0 to N - 1")
     own, others = parser.parse_known_args(argv)
-    by_hand = [own.coordinator, own.num_processes, own.process_id]
-    if any(v is not None for v in by_hand) and (None in by_hand or own.multihost):
+    explicit = [own.coordinator, own.num_processes, own.process_id]
+    if any(v is not None for v in explicit) and (None in explicit or own.multihost):
         parser.error("--coordinator, --num-processes and --process-id: all three, or --multihost")
     if own.processes is not None and (own.multihost or own.coordinator):
         parser.error("--processes starts processes of this machine: no --multihost, --coordinator")

@@ -307,3 +307,51 @@ def test_a_shard_without_boxes_is_no_error():
         return checked(head).loss(*arguments, axis_name="data")
 
     functionalized(jax.vmap(losses, axis_name="data"), *parts)
+
+
+@pytest.mark.parametrize("name", ["GHMC", "QualityFocalLoss", "VarifocalLoss", "IoUAwareBCELoss"])
+def test_minus_1_is_background_where_the_docstring_says_so(name):
+    target = LABELS if name == "GHMC" else (LABELS, np.zeros(4, np.float32))
+    loss = checked(build_loss({"type": name}))
+    assert np.isfinite(loss(LOGITS, jax.tree.map(lambda x: put(x, 0, -1 * (x is LABELS)), target)))
+    wrong = put(LABELS, 1, 5) if name == "GHMC" else (put(LABELS, 1, 5), target[1])
+    with pytest.raises(
+        checkify.JaxRuntimeError, match=r"\[1\] is 5: .*from 0 to 3 .*or -1 for background"
+    ):
+        loss(LOGITS, wrong)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.uint16, np.uint32])
+def test_labels_of_every_width_are_checked_as_they_are(dtype):
+    logits = np.zeros((3, 100), np.float32)
+    loss = checked(build_loss({"type": "CrossEntropyLoss"}))
+    assert np.isfinite(loss(logits, np.array([0, 99, 5], dtype)))
+    with pytest.raises(checkify.JaxRuntimeError, match=r"target\[1\] is 101: must be a class"):
+        loss(logits, np.array([0, 101, 5], dtype))
+
+
+FRACTIONS = np.array([[0.1, 0.2, 0.3, 0.4], [0.5, 0.5, 0.9, 1.0]], np.float32)
+
+
+@pytest.mark.parametrize("call", [lambda f, *x: f(*x), functionalized])
+def test_boxes_in_fractions_are_doubted(call):
+    loss = checked(GIoULoss())
+
+    def run_to_the_end(*boxes):
+        call(loss, *boxes)
+        jax.effects_barrier()
+
+    with pytest.warns(UserWarning, match="all of pred is in .* fractions of the image"):
+        run_to_the_end(FRACTIONS, 100 * FRACTIONS)
+    with pytest.warns(UserWarning, match="all of target is in .* fractions of the image"):
+        run_to_the_end(100 * FRACTIONS, FRACTIONS)
+
+
+def test_boxes_in_pixels_are_not_doubted():
+    loss = checked(GIoULoss())
+    loss(100 * FRACTIONS, 100 * FRACTIONS + 1)
+    loss(np.zeros((2, 4), np.float32), np.zeros((2, 4), np.float32))
+    # Only the boxes that are read are looked at.
+    boxes = np.concatenate([100 * FRACTIONS, FRACTIONS])
+    loss(boxes, boxes, np.array([1, 1, 0, 0], np.float32))
+    checked(build_loss({"type": "L1Loss"}))(FRACTIONS, FRACTIONS)

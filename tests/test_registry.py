@@ -179,7 +179,7 @@ def test_strings_of_numbers_become_numbers():
         (
             {"type": "FocalLoss", "use_sigmoid": False},
             ValueError,
-            "FocalLoss: use_sigmoid must be True: there is no softmax form",
+            "FocalLoss: use_sigmoid must be True: the softmax form is SoftmaxFocalLoss",
         ),
         (
             {"type": "CrossEntropyLoss", "use_sigmoid": True, "use_mask": True},
@@ -362,3 +362,65 @@ def test_the_four_detectors_are_the_specifications():
     }
     assert configs.ATSS["loss_bbox"]["loss_weight"] == configs.GFL["loss_bbox"]["loss_weight"] == 2
     assert configs.GFL["loss_dfl"]["loss_weight"] == 0.25
+
+
+def other_librarys(name, module):
+    """A class as another library has it."""
+    return type(name, (), {"__module__": module})
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"type": "mmdet.FocalLoss"},
+        {"type": "visdet.FocalLoss"},
+        {"type": "mmyolo.FocalLoss"},
+        {"type": "mmdet.models.losses.focal_loss.FocalLoss"},  # what mmengine dumps
+        {"type": "visdet_jax.losses.classification.focal.FocalLoss"},
+        {"type": other_librarys("FocalLoss", "mmdet.models.losses.focal_loss")},
+        {"type": other_librarys("FocalLoss", "visdet.models.losses.focal_loss")},
+        {"type": "FocalLoss", "_scope_": "mmdet"},
+        {"type": "mmdet.FocalLoss", "_scope_": "mmyolo"},
+        {"type": FocalLoss, "_scope_": "mmdet"},
+    ],
+)
+def test_types_as_they_are_found(config):
+    assert build_loss({**config, "gamma": 1.5}) == FocalLoss(gamma=1.5)
+
+
+def test_a_type_that_mmengine_has_not_imported_yet():
+    lazy = types.new_class("LazyAttr", (), {})
+    lazy.__module__ = "mmengine.config.lazy"
+    lazy.__str__ = lambda self: "mmdet.models.losses.focal_loss.FocalLoss"
+    assert build_loss({"type": lazy()}) == FocalLoss()
+
+
+def test_nothing_is_imported_for_a_config(monkeypatch):
+    def no_import(name, *args, **options):
+        raise AssertionError(f"{name} was imported")
+
+    monkeypatch.setattr(importlib, "import_module", no_import)
+    assert build_loss({"type": "mmdet.models.losses.no_such_file.FocalLoss"}) == FocalLoss()
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"type": "FocalLoss", "_scope_": "mmcls"}, "it is mmcls's own"),
+        ({"type": "torch.nn.L1Loss"}, "it is torch's own"),
+        ({"type": "mmcls.models.losses.FocalLoss"}, "it is mmcls's own"),
+        ({"type": "FocalLoss", "_delete_": True}, "replace the base config's dict"),
+        ({"type": "FocalLoss", "use_sigmoid": False}, "the softmax form is SoftmaxFocalLoss"),
+        ({"type": "IoULoss", "iou_mode": "ciou", "bbox_format": "xywh"}, "mmyolo's IoULoss"),
+        ({"type": "mmyolo.OksLoss"}, r"mmyolo's OksLoss is not here \(yet\)"),
+        ({"type": "RotatedIoULoss"}, r"mmrotate's RotatedIoULoss is not here \(yet\)"),
+    ],
+)
+def test_configs_that_say_what_to_do(config, message):
+    with pytest.raises(ValueError, match=message):
+        build_loss(config)
+
+
+def test_a_class_of_torch_is_not_taken_for_ours():
+    with pytest.raises(TypeError, match="'L1Loss' must be a frozen, keyword-only dataclass"):
+        build_loss({"type": other_librarys("L1Loss", "torch.nn.modules.loss")})

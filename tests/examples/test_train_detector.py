@@ -56,6 +56,7 @@ def all_runs(tmp_path_factory):
     return folder, metrics, out.getvalue()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("detector", "names"),
     [
@@ -87,6 +88,7 @@ def test_each_detector_trains(all_runs, detector, names):
         assert losses["loss_cls"][-1] < losses["loss_cls"][0]
 
 
+@pytest.mark.long
 def test_all_writes_one_table_and_pictures(all_runs):
     folder, metrics, out = all_runs
     assert list(metrics) == list(DETECTORS)
@@ -111,6 +113,7 @@ def test_all_writes_one_table_and_pictures(all_runs):
                 assert np.asarray(picture.convert("L")).std() > 10, f"{parts}/{name} is blank"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("argv", [["--all"], ["--all", "--quick"], []])
 def test_a_finished_folder_is_not_overwritten(all_runs, argv):
     folder = all_runs[0] if argv else all_runs[0] / "gfl"
@@ -135,6 +138,7 @@ def straight_run(coco_options, tmp_path_factory):
         return folder, train_detector.main([*coco_options, *SMALL, "--out", str(folder)])
 
 
+@pytest.mark.long
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="equal bits on the CPU only")
 def test_resumed_run_equals_uninterrupted_run(coco_options, straight_run, tmp_path, monkeypatch):
     straight_folder, straight = straight_run
@@ -169,6 +173,7 @@ def test_resumed_run_equals_uninterrupted_run(coco_options, straight_run, tmp_pa
     )
 
 
+@pytest.mark.long
 def test_resume_raises_for_other_options(straight_run):
     folder, _ = straight_run
     with pytest.raises(SystemExit, match="was started with steps = 6, not 7"):
@@ -183,6 +188,7 @@ def test_resume_without_a_run(tmp_path, monkeypatch):
         train_detector.main(["--resume"])
 
 
+@pytest.mark.long
 def test_losses_file_changes_only_the_loss_it_changes(coco_options, straight_run, tmp_path):
     losses = tmp_path / "losses.yaml"
     losses.write_text("loss_bbox: {type: IoULoss, mode: linear}")

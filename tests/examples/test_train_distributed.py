@@ -53,6 +53,7 @@ def one_device(tmp_path_factory):
     )
 
 
+@pytest.mark.long
 def test_a_run_continues_on_other_devices_and_processes(one_device, tmp_path, monkeypatch, capfd):
     """A step on 8 devices of this process and two on two processes of 2 devices equal 3 on one."""
     folder, train_batch = tmp_path / "run", digits.Digits.train_batch
@@ -71,7 +72,9 @@ def test_a_run_continues_on_other_devices_and_processes(one_device, tmp_path, mo
         assert checkpoints.latest_step() == one_device["step"] == 3
         state = checkpoints.restore(3, args=ocp.args.StandardRestore(one_device))
     chex.assert_trees_all_close(state["history"], one_device["history"], rtol=1e-4)
-    chex.assert_trees_all_close(state["params"], one_device["params"], rtol=1e-4, atol=1e-5)
+    # A step of Adam is 2e-3 for every parameter, and where a gradient is nearly 0 the sign of that
+    # step follows from rounding: two of half a million parameters differ by 1.3e-5.
+    chex.assert_trees_all_close(state["params"], one_device["params"], rtol=1e-4, atol=2e-5)
     metrics = json.loads((folder / "metrics.json").read_text())
     assert (metrics["devices"], metrics["processes"]) == (4, 2)
     assert len(metrics["train_losses"]["loss_bbox"]) == 3
@@ -104,6 +107,7 @@ def test_errors(arguments, message, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.long
 def test_a_process_that_fails_stops_the_others(tmp_path, capfd):
     arguments = ["--data", "digits", "--batch-size", "6", "--out", str(tmp_path / "run")]
     with pytest.raises(SystemExit) as stopped:

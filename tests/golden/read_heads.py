@@ -2,10 +2,11 @@
 
 Made by the unmodified wheel of mmdet 3.3.0 with mmengine 0.10.7, mmcv-lite 2.2.0, torch 2.13.0 on
 the CPU and numpy 2.4.6, seed 20240; only `mmcv.ops` was a placeholder. The files are never edited.
-What is expected comes from a run in float64, for which the reference's own float32 spots were
-rebound; inputs are float32 that both types hold exactly. Maps are stored channels first. A random
-case was kept only if all its integer targets are the same in float32 and float64 and after small
-moves of the ground truth: nothing here hangs on rounding. `heads/index.json` lists the files.
+The expected values come from a run in float64, for which the places where mmdet itself converts to
+float32 were replaced; the inputs are float32, which both types hold exactly. Maps are stored with
+their channels first. A random case was kept only if all its integer targets are the same in
+float32, in float64 and after small moves of the ground truth, so that nothing here depends on
+rounding. `heads/index.json` lists the files.
 """
 
 import json
@@ -60,5 +61,5 @@ class HeadCase:
 
     @property
     def targets(self):
-        """What is stored of the targets, by its name without `tgt_`."""
+        """The stored parts of the targets, by their names without `tgt_`."""
         return {k[4:]: v for k, v in self.arrays.items() if k.startswith("tgt_")}

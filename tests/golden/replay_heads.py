@@ -8,7 +8,7 @@ import numpy as np
 from golden.read_heads import HEAD_FILES, HeadCase
 from visdet_jax.detectors import HeadOutputs, build_head
 
-BOXES = 8  # ground truth is padded to as many, so that cases of one config share a program
+BOXES = 8  # Ground truth is padded to this many, so that cases of one config share a program.
 
 CASES = {path.stem.removeprefix("head_"): HeadCase(path) for path in HEAD_FILES}
 
@@ -25,7 +25,7 @@ def program(head):
 
 
 def padded(case, dtype, padding):
-    """Ground truth of BOXES boxes, of which those that are none hold garbage or NaN."""
+    """Ground truth padded to BOXES boxes; the padding holds garbage or NaN."""
     batch, count = case.gt_labels.shape
     labels = np.full((batch, BOXES), -1, np.int32)
     labels[:, :count] = case.gt_labels
@@ -33,7 +33,7 @@ def padded(case, dtype, padding):
         boxes = np.full((batch, BOXES, 4), np.nan)
     else:
         boxes = np.random.default_rng(0).uniform(-200, 300, (batch, BOXES, 4))
-        boxes[:, -1] = 0, 0, 160, 128  # the whole image
+        boxes[:, -1] = 0, 0, 160, 128  # The whole image.
     boxes[labels >= 0] = case.gt_boxes[case.gt_labels >= 0]
     return boxes.astype(dtype), labels
 
@@ -49,10 +49,10 @@ def replay(case, dtype, padding):
 
 
 def assert_targets(case, targets, rtol):
-    """Labels, weights, numbers and boxes of all priors."""
+    """Compares the labels, weights, numbers of boxes and boxes of all priors."""
     expected = case.targets
     np.testing.assert_array_equal(targets.labels, expected["labels"])
-    if "gt_inds" in expected:  # not of FCOS
+    if "gt_inds" in expected:  # FCOS has none.
         np.testing.assert_array_equal(targets.gt_inds, expected["gt_inds"])
         np.testing.assert_array_equal(targets.label_weights, expected["label_weights"])
     else:

@@ -25,7 +25,7 @@ def test_float64(name, padding, x64):
     for part, stored in case.maps("grad").items():
         for level, (actual, expected) in enumerate(zip(gradients[part], stored, strict=True)):
             what = f"gradient by {part}[{level}]"
-            atol = 1e-12 * np.abs(expected).max()  # of terms that cancel, rounding is left
+            atol = 1e-12 * np.abs(expected).max()  # Where terms cancel, rounding is left.
             np.testing.assert_allclose(actual, expected, 2e-6, atol, err_msg=what)
             moments = actual.sum(), np.abs(actual).sum(), (actual**2).sum()
             atol = 1e-9 * moments[1]

@@ -175,7 +175,7 @@ def test_columns_need_half_the_memory_of_slices():
         programs.temporary_bytes(jax.value_and_grad(loss), pred) for loss in (of_slices, of_columns)
     )
     assert columns < 3 * pred.nbytes
-    assert slices > 4 * pred.nbytes
+    assert slices > 1.3 * columns
 
 
 def test_classes_hold_their_numbers():

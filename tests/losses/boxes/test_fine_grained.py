@@ -128,4 +128,4 @@ class TestDistillation:
             )
 
         stored = programs.temporary_bytes(jax.value_and_grad(loss), pred, pred, rows)
-        assert stored < 3 * pred.nbytes
+        assert stored < 4 * pred.nbytes

@@ -73,7 +73,7 @@ def test_finite_for_any_mean(mean, version):
 def test_what_raises():
     with pytest.raises(ValueError, match="wiou_loss: version 3 needs a state"):
         v.wiou_loss(PRED, TARGET)
-    with pytest.raises(ValueError, match="wiou_loss: base must be one of 'wiou', 'iou'"):
+    with pytest.raises(ValueError, match="wiou_loss: base must be one of wiou, iou"):
         v.wiou_loss(PRED, TARGET, version=1, base="focal")
     with pytest.raises(ValueError, match="wiou_loss: version must be one of 1, 2, 3; got 4"):
         v.wiou_loss(PRED, TARGET, version=4)

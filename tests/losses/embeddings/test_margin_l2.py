@@ -40,8 +40,9 @@ def test_margins_by_target():
     )
 
 
-@pytest.mark.parametrize("bound", [1, 2, 3, 1000, 2**30])
+@pytest.mark.parametrize("bound", [1, 2, 3, 1000, 10**8, 2**30])
 def test_the_bound_counts(bound):
+    """Also where its product with the number of positives is beyond int32's range."""
     expected = min(NEGATIVES, POSITIVES * bound)
     for choice in ({"hard_mining": True}, {"key": KEY}):
         assert kept_negatives(neg_pos_ub=bound, **choice).sum() == expected

@@ -10,7 +10,10 @@ from visdet_jax.core.hyperparameters import Finite
 
 
 class Instances(NamedTuple):
-    """The N predictions of an image, or its N ground truths; None for what no cost asks for."""
+    """The N predictions of an image, or its N ground truths; None for what no cost asks for.
+
+    Labels are integers of any width.
+    """
 
     scores: jax.Array | None = None  # predictions: logits (N, C)
     labels: jax.Array | None = None  # ground truth: (N,) from 0 to C - 1; negative for padding

@@ -48,18 +48,20 @@ def alpha_iou_loss(
     Source: He et al. 2021, https://arxiv.org/abs/2110.13675
     """
     pair = pair_geometry(pred, target)
-    iou = pair.iou_with_eps_in_heights(eps)
-    term = _power(iou + eps, alpha)
+    union = pair.union_with_eps_in_heights(eps)
+    iou = divide(pair.overlap, union)
+    term = power(iou + eps, alpha)
     if mode == "giou":
-        union = pair.union_with_eps_in_heights(eps)
         enclosing = jnp.maximum(pair.enclosing_width * pair.enclosing_height + eps, union)
-        term -= _power(divide(enclosing - union, enclosing) + eps, alpha)
+        # At most 1, but for inverted boxes, whose power would overflow.
+        rest = jnp.minimum(divide(enclosing - union, enclosing), 2)
+        term -= power(rest + eps, alpha)
     if mode in ("diou", "ciou"):
         term -= _distance(pair, alpha, eps)
     if mode == "ciou":
         v = aspect_difference(pair, eps)
         a = divide(v, clamp_min(1 - iou, 0) + eps + v)
-        term -= _power(jax.lax.stop_gradient(a) * v + eps, alpha)
+        term -= power(jax.lax.stop_gradient(a) * v + eps, alpha)
     return 1 - term
 
 
@@ -71,13 +73,10 @@ def _distance(pair: PairGeometry, alpha: Any, eps: Any) -> jax.Array:
     cw, ch = pair.enclosing_width, pair.enclosing_height
     unit = jax.lax.stop_gradient(jnp.maximum(jnp.maximum(cw, ch), 1))
     dx, dy, cw, ch = (side / unit for side in (pair.dx, pair.dy, cw, ch))
-    diagonal = power(cw**2 + ch**2, alpha) + eps * power(1 / unit, 2 * alpha)
-    return divide(power(dx**2 + dy**2, alpha), diagonal)
-
-
-def _power(base: jax.Array, exponent: Any) -> jax.Array:
-    """`power` of inverted boxes too, whose IoU may be negative: it counts as 0."""
-    return power(clamp_min(base, 0), exponent)
+    diagonal = cw**2 + ch**2
+    # d is at most c, but for inverted boxes, whose power would overflow.
+    distance = jnp.minimum(dx**2 + dy**2, 2 * diagonal)
+    return divide(power(distance, alpha), power(diagonal, alpha) + eps * power(1 / unit, 2 * alpha))
 
 
 @LOSSES.register_module()

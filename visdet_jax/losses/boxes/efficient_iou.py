@@ -8,7 +8,7 @@ from typing import Unpack
 import jax
 
 from visdet_jax.boxes._pairs import Columns, PairGeometry, pair_geometry
-from visdet_jax.core.elementary import clamp_min, divide
+from visdet_jax.core.elementary import divide
 from visdet_jax.core.hyperparameters import NonNegative, Number, Positive
 from visdet_jax.core.power import power
 from visdet_jax.losses.boxes._iou_term import OverlapLoss, overlap_loss, overlap_term
@@ -60,8 +60,7 @@ def efficient_iou_loss(
     loss = 1 - (overlap_term(iou, iou_of, pred, target, inner_ratio, focaler) - penalty)
     if focal_gamma is None:
         return loss
-    # Inverted boxes have negative areas, and may have a negative IoU.
-    return loss * power(clamp_min(jax.lax.stop_gradient(iou), 0), focal_gamma)
+    return loss * power(jax.lax.stop_gradient(iou), focal_gamma)
 
 
 @LOSSES.register_module()

@@ -83,11 +83,11 @@ def shape_cost(side1: jax.Array, side2: jax.Array, eps: Any, factor: Any = 1) ->
 
 
 def _exponent_limit(x: jax.Array) -> float:
-    """The logarithm of max^0.9, max being the largest number of x's type.
+    """The logarithm of √max, max being the largest number of x's type.
 
     What is left is for the factors by which a gradient multiplies its exp.
     """
-    return 0.9 * math.log(float(jnp.finfo(x.dtype).max))
+    return 0.5 * math.log(float(jnp.finfo(x.dtype).max))
 
 
 def _exp(x: jax.Array, limit: float) -> jax.Array:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from visdet_jax.boxes._pairs import Columns, PairGeometry, columns, pair_geometry
 from visdet_jax.core.devices import reduce_sum
 from visdet_jax.core.dtypes import as_dtype, compute_dtype
-from visdet_jax.core.elementary import clamp, divide
+from visdet_jax.core.elementary import clamp_min, divide
 from visdet_jax.core.export import exportable
 from visdet_jax.core.hyperparameters import Number, Positive, Range
 from visdet_jax.core.jitted import jitted
@@ -177,10 +177,11 @@ def _iou_and_has_union(pair: PairGeometry) -> tuple[jax.Array, jax.Array]:
 
 
 def _error(pred: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """1 - IoU without gradient, in [0, 1] for inverted boxes too, and where there is a union."""
+    """1 - IoU without gradient, and where there is a union."""
     boxes = (columns(jax.lax.stop_gradient(x)) for x in (pred, target))
     iou, has_union = _iou_and_has_union(pair_geometry(*boxes))
-    return clamp(1 - iou, 0, 1), has_union
+    # Rounding can lift the IoU of nearly equal boxes above 1.
+    return clamp_min(1 - iou, 0), has_union
 
 
 def _focus(

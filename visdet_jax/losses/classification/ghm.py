@@ -342,7 +342,7 @@ class GHMC(_GHM, function=(ghmc_loss, ghmc_statistics)):
         self._raise_without_sigmoid(self.use_sigmoid)
 
     def rules(self, pred: jax.Array, target: Any, **extra: Any) -> list[Expected]:
-        labels = labels_or_scores(pred, target)._replace(ignored=None)  # -1 is background here
+        labels = labels_or_scores(pred, target, minus_1="for background")
         return [Expected("pred", pred, LOGITS), Expected("target", target, labels)]
 
 

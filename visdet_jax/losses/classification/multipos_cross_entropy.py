@@ -39,18 +39,11 @@ def multi_pos_cross_entropy(
         raise ValueError(f"pred must have shape (N, C), got {pred.shape}")
     right, wrong = target >= 1, target == 0
     logits = jnp.where(right | wrong, pred, 0)
-    has_both = (~wrong).any(1, keepdims=True) & (~right).any(1, keepdims=True)
-    # The gradient of the logsumexp of nothing is NaN. So rows that lack one side are summed whole,
-    # and their sums are thrown away.
-    of_wrong = jnp.where(right & has_both, -jnp.inf, logits)
-    of_right = jnp.where(wrong & has_both, -jnp.inf, -logits)
-    total = _logsumexp(of_wrong) + _logsumexp(of_right)
-    return jnp.where(has_both[:, 0], softplus(total), 0)
-
-
-def _logsumexp(x: jax.Array) -> jax.Array:
-    """The logsumexp of each row. Without a class it is 0: a maximum of nothing is an error."""
-    return jax.nn.logsumexp(x, axis=1) if x.shape[1] else x.sum(1)
+    of_wrong = jax.nn.logsumexp(jnp.where(right, -jnp.inf, logits), axis=1)
+    of_right = jax.nn.logsumexp(jnp.where(wrong, -jnp.inf, -logits), axis=1)
+    total = of_wrong + of_right
+    # The tangent of -inf, which is the logsumexp of nothing, is NaN.
+    return jnp.where(total == -jnp.inf, 0, softplus(total))
 
 
 @LOSSES.register_module()

@@ -142,6 +142,5 @@ class QualityLoss(Loss):
         if not isinstance(target, tuple | list):
             return [of_pred, Expected("target", target, UNIT)]
         label, score = target
-        # -1 is background here, not a mark for rows to skip.
-        labels = classes(pred.shape[-1], background=True)._replace(ignored=None)
+        labels = classes(pred.shape[-1], background=True, minus_1="for background")
         return [of_pred, Expected("label", label, labels), Expected("score", score, UNIT)]
