@@ -607,3 +607,29 @@ CASE_ROWS = [param for param in WITH_BARE if not param.values[1].is_bare]
 # Where the base class does the work (exports, meshes, modules), one way to call a class will do.
 ONE_EACH = [pytest.param(name, rows[0], id=name) for name, rows in CASES.items()]
 ONE_EACH_WITH_BARE = [param for param in ONE_EACH if not param.values[1].is_metric]
+# Where a law takes long, these stand for all classes without `--all`: an elementwise loss, boxes,
+# labels with sigmoid and with softmax, labels with scores, statistics, and a call of its own.
+FEW = (
+    "SmoothL1Loss",
+    "GIoULoss",
+    "FocalLoss",
+    "CrossEntropyLoss",
+    "QualityFocalLoss",
+    "SeesawLoss",
+    "AssociativeEmbeddingLoss",
+)
+
+
+def few(params, names=FEW):
+    """The same parameters (or names), marked `long` but for those of a few classes."""
+    params = [p if isinstance(p, tuple) else pytest.param(p, id=p) for p in params]
+    return [p if p.id.removesuffix("-0") in names else as_long(p) for p in params]
+
+
+def first_rows(params):
+    """The same parameters, marked `long` but for the first row of each class."""
+    return [param if param.id.endswith("-0") else as_long(param) for param in params]
+
+
+def as_long(param):
+    return pytest.param(*param.values, id=param.id, marks=pytest.mark.long)

@@ -15,8 +15,10 @@ from cases import CASES
 from settings import defaults, number_fields, rules
 from visdet_jax import LOSSES, Loss
 from visdet_jax.core.docstrings import parse
+from visdet_jax.core.frozen import FrozenModule
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
+FUNCTIONS = [value for value in vars(visdet_jax).values() if inspect.isfunction(value)]
 every_class = pytest.mark.parametrize("name", sorted(LOSSES))
 
 
@@ -93,14 +95,16 @@ def test_the_signature_shows_the_fields(name):
 
 @every_class
 def test_class_and_function_have_the_same_defaults(name):
-    own = defaults(LOSSES[name])
-    for function in LOSSES[name].functions:
+    cls, own = LOSSES[name], defaults(LOSSES[name])
+    modules = {base.__module__ for base in cls.__mro__ if issubclass(base, FrozenModule)}
+    beside = [f for f in FUNCTIONS if inspect.unwrap(f).__module__ in modules]
+    for function in {*cls.functions, *beside}:
         for parameter in inspect.signature(function).parameters.values():
             default = own.get(parameter.name, parameter.empty)
             if parameter.empty in (default, parameter.default):
                 continue
-            # None may stand for a number that the class has given; see `ignore_index`.
-            if None in (default, parameter.default):
+            # None may stand for a number that the class gives, and (1,) for 1 in `topk`.
+            if None in (default, parameter.default) or default == (parameter.default,):
                 continue
             assert parameter.default == default, (
                 f"give {parameter.name!r} of {name} and of {function.__name__} the same default"

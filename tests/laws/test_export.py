@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax import export
 
-from cases import CASES, ONE_EACH, value_of
+from cases import CASES, ONE_EACH, few, value_of
 from head_cases import ROWS as HEADS
 from head_cases import boxes_for, outputs_for, total
 from visdet_jax import build_loss
@@ -34,7 +34,7 @@ def take(n, arguments):
     return jax.tree.map(lambda x: np.asarray(x)[:n], arguments)
 
 
-@pytest.mark.parametrize(("name", "row"), ONE_EACH)
+@pytest.mark.parametrize(("name", "row"), few(ONE_EACH))
 def test_losses(name, row):
     loss = build_loss({"type": name, **row.config})
     pred, target, *keywords = row.inputs(np.random.default_rng(0))
@@ -51,7 +51,7 @@ def test_losses(name, row):
     close(exported(function, *arguments)(*part), function(*part))
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", few(HEADS, ["FCOSHead"]))
 def test_heads(name):
     head = HEADS[name].head()
     images = (outputs_for(head), *boxes_for((2, 0), 3))
@@ -61,7 +61,7 @@ def test_heads(name):
     close(call(*part), function(*part))
 
 
-@pytest.mark.parametrize("name", ["GHMC", "EQLV2Loss", "SeesawLoss"])
+@pytest.mark.parametrize("name", few(["GHMC", "EQLV2Loss", "SeesawLoss"]))
 def test_states_are_arguments_of_an_export(name):
     row = CASES[name][-1]
     loss = build_loss({"type": name, **row.config})

@@ -12,7 +12,7 @@ from flax import linen, nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from cases import CASES, ROWS, added, close
+from cases import CASES, ROWS, added, close, few
 from visdet_jax import LOSSES, StatefulLoss, build_loss, reduce_mean
 
 STEPS = 4
@@ -28,7 +28,7 @@ def stateful_rows():
 
 
 ROWS_WITH_STATE = list(stateful_rows())
-every_state = pytest.mark.parametrize(("loss", "row"), ROWS_WITH_STATE)
+every_state = pytest.mark.parametrize(("loss", "row"), few(ROWS_WITH_STATE, ["SeesawLoss"]))
 
 
 def batches(row, steps=STEPS):
@@ -53,7 +53,8 @@ def looped(loss, stacked, state=None):
 
 def test_all_stateful_losses_are_here():
     names = {type(param.values[0]).__name__ for param in ROWS_WITH_STATE}
-    assert names == {name for name, cls in LOSSES.items() if issubclass(cls, StatefulLoss)}
+    missing = {name for name, cls in LOSSES.items() if issubclass(cls, StatefulLoss)} - names
+    assert not missing, f"add a row with statistics for {missing} to tests/cases.py"
 
 
 @every_state

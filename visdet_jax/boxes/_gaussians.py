@@ -255,7 +255,9 @@ def _quotient_jvp(primals: Any, tangents: Any) -> Any:
 def _minus_1_minus_log(ratio_minus_1: jax.Array, ratio: jax.Array) -> jax.Array:
     """ratio - 1 - log(ratio), which is about (ratio - 1)² / 2 near 1 and keeps its digits there.
 
-    The derivative by `ratio_minus_1` stands for the whole.
+    Keep the derivative by hand, of which that by `ratio_minus_1` stands for the whole. Autodiff of
+    the series takes a third longer for the gradient of gd_loss with "jd", and keeps four more
+    numbers a pair (jax 0.10.2).
     """
     small = jnp.abs(ratio_minus_1) < 0.1
     # With x = ratio - 1 and t = x / (2 + x): log(1 + x) = 2 artanh t = 2 (t + t³/3 + t⁵/5 + ...),

@@ -50,7 +50,9 @@ def describe(kind: Any) -> str:
             return "a tuple of numbers"
         return words.get(member, getattr(member, "__name__", str(member)))
 
-    return " or ".join(map(one, union_members(kind)))
+    # A number may be an array everywhere: it need not be said.
+    members = [member for member in union_members(kind) if member is not jax.Array]
+    return " or ".join(map(one, members))
 
 
 def fits(value: Any, kind: Any) -> bool:

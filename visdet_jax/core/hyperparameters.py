@@ -11,6 +11,7 @@ yet, because they are being traced, pass.
 import dataclasses
 import functools
 import inspect
+import math
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -27,20 +28,20 @@ Number = jax.Array | float
 class Range:
     """The numbers from `low` to `high`, with or without these two; always finite."""
 
-    low: float = -np.inf
-    high: float = np.inf
+    low: float = -math.inf
+    high: float = math.inf
     without_low: bool = False
     without_high: bool = False
 
     def __contains__(self, value: float) -> bool:
         above = value > self.low if self.without_low else value >= self.low
         below = value < self.high if self.without_high else value <= self.high
-        return bool(above and below and np.isfinite(value))
+        return above and below and math.isfinite(value)
 
     def __repr__(self) -> str:
-        if self.high == np.inf and self.low == -np.inf:
+        if self.high == math.inf and self.low == -math.inf:
             return "finite"
-        if self.high == np.inf:
+        if self.high == math.inf:
             return f"above {self.low:g}" if self.without_low else f"at least {self.low:g}"
         brackets = "(" if self.without_low else "[", ")" if self.without_high else "]"
         return f"in {brackets[0]}{self.low:g}, {self.high:g}{brackets[1]}"
@@ -75,18 +76,23 @@ class Allowed(typing.NamedTuple):
         """Raises a ValueError for a value that is known and not allowed."""
         if self.choices and value not in self.choices:
             raise ValueError(f"{name} must be one of {_listed(self.choices)}; got {value!r}")
-        if self.range is None or value is None or isinstance(value, jax.core.Tracer):
+        if self.range is None or value is None:
             return
-        if isinstance(value, jax.Array) and not value.is_fully_addressable:
-            return  # It lies on the devices of another process.
-        inside = (
-            value in self.range
-            if isinstance(value, int | float)
-            else all(number in self.range for number in np.asarray(value).ravel())
-        )
+        if isinstance(value, int | float):  # Nearly every call; the rest is for arrays and tuples.
+            inside = value in self.range
+        else:
+            known = [x for x in jax.tree.leaves(value) if _is_known(x)]
+            inside = all(number in self.range for x in known for number in np.ravel(x).tolist())
         if not inside:
             switched_off = f"; {name}=None switches it off" if self.none else ""
             raise ValueError(f"{name} must be {self.range}, got {value!r}{switched_off}")
+
+
+def _is_known(x: Any) -> bool:
+    """Whether a number can be read: it is not being traced, nor on another process's devices."""
+    if isinstance(x, jax.core.Tracer):
+        return False
+    return not isinstance(x, jax.Array) or x.is_fully_addressable
 
 
 @functools.cache

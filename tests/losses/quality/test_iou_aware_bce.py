@@ -37,6 +37,8 @@ def test_quality_has_no_gradient_and_is_finite_at_saturated_logits():
     for alpha in (0.0, 0.25, 1.0):
         quality = np.asarray(v.iou_aware_quality(pred, label, iou, alpha=alpha))
         assert ((quality >= 0.01) & (quality <= 1)).all()
+    for outside in (-1, 1, 99):
+        assert np.isfinite(v.iou_aware_quality(pred, np.full(5, outside), iou)).all()
     gradient = jax.grad(lambda x: v.iou_aware_quality(x, label, iou).sum())(pred)
     assert not gradient.any()
 

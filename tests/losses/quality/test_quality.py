@@ -35,7 +35,7 @@ def test_labels_of_every_type(name):
 
 
 def test_int64_labels_beyond_int32_are_background(x64):
-    pred, iou = np.zeros((2, 3), np.float32), np.ones(2, np.float32)
+    pred, iou = np.ones((2, 3), np.float32), np.ones(2, np.float32)
     far = v.quality_focal_loss(pred, (np.array([2**32, 2**32 + 1]), iou))
     assert far == v.quality_focal_loss(pred, (np.array([3, 3]), iou))
 

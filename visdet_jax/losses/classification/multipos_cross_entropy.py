@@ -39,11 +39,12 @@ def multi_pos_cross_entropy(
         raise ValueError(f"pred must have shape (N, C), got {pred.shape}")
     right, wrong = target >= 1, target == 0
     logits = jnp.where(right | wrong, pred, 0)
-    of_wrong = jax.nn.logsumexp(jnp.where(right, -jnp.inf, logits), axis=1)
-    of_right = jax.nn.logsumexp(jnp.where(wrong, -jnp.inf, -logits), axis=1)
-    total = of_wrong + of_right
-    # The tangent of -inf, which is the logsumexp of nothing, is NaN.
-    return jnp.where(total == -jnp.inf, 0, softplus(total))
+    has_both = (~wrong).any(1, keepdims=True) & (~right).any(1, keepdims=True)
+    # The second derivative of the logsumexp of nothing is NaN. So rows that lack one side are
+    # summed whole, and their sums are thrown away.
+    of_wrong = jax.nn.logsumexp(jnp.where(right & has_both, -jnp.inf, logits), axis=1)
+    of_right = jax.nn.logsumexp(jnp.where(wrong & has_both, -jnp.inf, -logits), axis=1)
+    return jnp.where(has_both[:, 0], softplus(of_wrong + of_right), 0)
 
 
 @LOSSES.register_module()

@@ -50,7 +50,7 @@ def _d_balanced_l1(
 ) -> jax.Array:
     diff = pred - target
     b = jnp.expm1(gamma / alpha)
-    v = b * jnp.minimum(jnp.abs(diff), beta) / beta
+    v = b * jnp.abs(diff) / beta
     # The derivative of log1p_excess(v), and (beta - 1) times that of v (log(1 + v) - 1).
     inner = jnp.log1p(v) + (beta - 1) * (jnp.log1p(v) - 1 / (1 + v))
     return jnp.sign(diff) * jnp.where(jnp.abs(diff) < beta, alpha / beta * inner, gamma)

@@ -1,0 +1,108 @@
+"""Reading what a program moves, from texts as the compilers for TPU and GPU write them."""
+
+import pytest
+from compiled.traffic import Traffic, array_bytes, read_traffic
+
+# A kernel of two inputs, its tuple, and what costs nothing; layouts as a TPU's compiler writes them.
+FUSION = """HloModule jit_f, is_scheduled=true
+
+%fused_computation (p0: f32[8,16], p1: f32[16]) -> f32[8,16] {
+  %p0 = f32[8,16]{1,0} parameter(0)
+  %p1 = f32[16]{0} parameter(1)
+  %b = f32[8,16]{1,0} broadcast(%p1), dimensions={1}
+  ROOT %add = f32[8,16]{1,0} add(%p0, %b)
+}
+
+ENTRY %main.5 (Arg_0.1: f32[8,16], Arg_1.2: f32[16]) -> (f32[8,16]) {
+  %Arg_0.1 = f32[8,16]{1,0:T(8,128)} parameter(0)
+  %Arg_1.2 = f32[16]{0:T(128)} parameter(1)
+  %fusion = f32[8,16]{1,0:T(8,128)} fusion(%Arg_0.1, %Arg_1.2), kind=kLoop, calls=%fused_computation
+  ROOT %tuple = (f32[8,16]{1,0:T(8,128)}) tuple(%fusion)
+}
+"""
+
+LOOP = """HloModule jit_g
+
+%body (t: (s32[], f32[64])) -> (s32[], f32[64]) {
+  %t = (s32[], f32[64]{0}) parameter(0)
+  %i = s32[] get-tuple-element(%t), index=0
+  %x = f32[64]{0} get-tuple-element(%t), index=1
+  %y = f32[64]{0} fusion(%x), kind=kLoop, calls=%f
+  ROOT %out = (s32[], f32[64]{0}) tuple(%i, %y)
+}
+
+%cond (t: (s32[], f32[64])) -> pred[] {
+  %t = (s32[], f32[64]{0}) parameter(0)
+  ROOT %less = pred[] constant(true)
+}
+
+ENTRY %main (x: f32[64]) -> f32[64] {
+  %x = f32[64]{0} parameter(0)
+  %zero = s32[] constant(0)
+  %start = (s32[], f32[64]{0}) tuple(%zero, %x)
+  %w = (s32[], f32[64]{0}) while(%start), condition=%cond, body=%body, TRIPS
+  ROOT %r = f32[64]{0} get-tuple-element(%w), index=1
+}
+"""
+
+
+def test_a_kernel_reads_its_operands_and_writes_its_result():
+    read, vector, written = 8 * 16 * 4, 16 * 4, 8 * 16 * 4
+    assert read_traffic(FUSION) == Traffic(bytes=read + vector + written, kernels=1)
+
+
+def test_a_loop_counts_times_its_trips():
+    text = LOOP.replace("TRIPS", 'backend_config={"known_trip_count":{"n":"100"}}')
+    assert read_traffic(text) == Traffic(bytes=100 * 2 * 64 * 4, kernels=100)
+
+
+def test_a_loop_that_does_not_state_its_trips_counts_once_and_is_reported():
+    text = LOOP.replace(", TRIPS", "")
+    assert read_traffic(text) == Traffic(bytes=2 * 64 * 4, kernels=1, loops_without_count=1)
+
+
+def test_vector_memory_of_a_tpu_does_not_count():
+    near = FUSION.replace("f32[16]{0:T(128)} parameter", "f32[16]{0:T(128)S(1)} parameter")
+    assert read_traffic(FUSION).bytes - read_traffic(near).bytes == 16 * 4
+
+
+def test_of_a_conditional_the_dearest_branch_counts():
+    text = """
+%small (p: f32[4]) -> f32[4] {
+  %p = f32[4]{0} parameter(0)
+  ROOT %a = f32[4]{0} negate(%p)
+}
+
+%large (p: f32[4]) -> f32[4] {
+  %p = f32[4]{0} parameter(0)
+  %a = f32[4]{0} negate(%p)
+  ROOT %b = f32[4]{0} exponential(%a)
+}
+
+ENTRY %main (i: s32[], x: f32[4]) -> f32[4] {
+  %i = s32[] parameter(0)
+  %x = f32[4]{0} parameter(1)
+  ROOT %c = f32[4]{0} conditional(%i, %x, %x), branch_computations={%small, %large}
+}
+"""
+    assert read_traffic(text) == Traffic(bytes=2 * 2 * 16, kernels=2)
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [
+        ("f32[]", 4),
+        ("bf16[3,5]{1,0}", 30),
+        ("pred[7]{0}", 7),
+        ("(f32[2]{0}, s8[3]{0}, f32[4]{0:T(128)S(1)})", 11),
+        ("f8e4m3fn[8]{0}", 8),
+        ("u64[2]", 16),
+    ],
+)
+def test_sizes_of_types_and_tuples(shape, size):
+    assert array_bytes(shape) == size
+
+
+def test_a_text_that_is_no_program_is_an_error():
+    with pytest.raises(ValueError, match="no ENTRY computation"):
+        read_traffic("HloModule empty")
