@@ -115,8 +115,10 @@ class CocoFile:
         without_area: list[str] = []
         boxes: list[list[list[float]]] = [[] for _ in indices]
         labels: list[list[int]] = [[] for _ in indices]
-        for _, entry in self._entries(content, "annotations", ("id", "image_id", "category_id")):
-            where = f"{self.json_path}: annotation {entry['id']}"
+        needed = ("id", "image_id", "category_id")
+        for where, entry in self._entries(content, "annotations", needed):
+            if entry["id"] is not None:
+                where = f"{self.json_path}: annotation {entry['id']}"
             image_id = _as_id(entry["image_id"], f"{where}: image_id")
             category_id = _as_id(entry["category_id"], f"{where}: category_id")
             if image_id not in indices:

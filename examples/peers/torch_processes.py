@@ -92,7 +92,7 @@ def _serve_torch(pipe: Connection, on_gpu: bool, on_avx2: bool, cache: str) -> N
                 name, inputs = arguments
                 (case,) = (case for case in CASES if case.name == name)
                 calls = _torch_calls(torch, case, inputs, "cuda" if on_gpu else "cpu")
-                answer = None
+                answer: Any = None
             elif task == "seconds":
                 answer = seconds_of_call(calls[tuple(arguments)])
             else:

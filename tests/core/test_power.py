@@ -12,23 +12,23 @@ every_exponent = pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0, 2.0, 4.0])
 
 @every_exponent
 def test_at_0(exponent):
-    value, (by_base, by_exponent) = jax.value_and_grad(power, argnums=(0, 1))(0.0, exponent)
+    value, (d_base, d_exponent) = jax.value_and_grad(power, argnums=(0, 1))(0.0, exponent)
     assert value == float(exponent == 0)
-    assert by_base == float(exponent == 1)
-    assert by_exponent == 0
+    assert d_base == float(exponent == 1)
+    assert d_exponent == 0
     traced = jax.jit(jax.grad(power))(0.0, exponent)
-    assert traced == by_base
+    assert traced == d_base
 
 
 @every_exponent
 def test_elsewhere(exponent, x64):
     base = jnp.array([1e-300, 1e-3, 0.5, 1.0, 3.0], jnp.float64)
     np.testing.assert_allclose(power(base, exponent), np.power(base, exponent))
-    by_base, by_exponent = jax.vmap(jax.grad(power, argnums=(0, 1)), (0, None))(base, exponent)
+    d_base, d_exponent = jax.vmap(jax.grad(power, argnums=(0, 1)), (0, None))(base, exponent)
     with np.errstate(all="ignore"):
         expected = exponent * np.power(base, exponent - 1)
-    np.testing.assert_allclose(by_base, expected, rtol=1e-12)
-    np.testing.assert_allclose(by_exponent, np.power(base, exponent) * np.log(base), rtol=1e-12)
+    np.testing.assert_allclose(d_base, expected, rtol=1e-12)
+    np.testing.assert_allclose(d_exponent, np.power(base, exponent) * np.log(base), rtol=1e-12)
 
 
 @pytest.mark.parametrize("exponent", [0, 1, 2, 3, 4])

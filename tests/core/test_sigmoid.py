@@ -89,17 +89,17 @@ def test_bce_and_its_derivative_keep_their_digits(parts, dtype, ulp, target, x64
 def test_derivatives_are_those_of_the_parts(parts, x64):
     x = jnp.array([-30.0, -1.0, 0.0, 2.0, 40.0])
     t = jnp.array([0.0, 0.3, 0.5, 1.0, 0.0])
-    of_logits, of_p, of_not_p, of_tail = (
+    d_logits, d_p, d_not_p, d_tail = (
         jax.vmap(jax.grad(lambda x, i=i: parts(x)[i]))(x) for i in range(4)
     )
-    np.testing.assert_array_equal(of_logits, 1)
-    np.testing.assert_allclose(of_p, 1 / (1 + np.exp(-x)) / (1 + np.exp(x)), rtol=1e-14)
-    np.testing.assert_allclose(of_p, parts(x).d_p)
-    np.testing.assert_allclose(of_not_p, -of_p)
+    np.testing.assert_array_equal(d_logits, 1)
+    np.testing.assert_allclose(d_p, 1 / (1 + np.exp(-x)) / (1 + np.exp(x)), rtol=1e-14)
+    np.testing.assert_allclose(d_p, parts(x).d_p)
+    np.testing.assert_allclose(d_not_p, -d_p)
     # The derivative of log(1 + exp(-|x|)); by symmetry 0 at 0.
-    np.testing.assert_allclose(of_tail, -np.sign(x) / (1 + np.exp(np.abs(x))), rtol=1e-14)
-    of_bce = jax.vmap(jax.grad(lambda x, t: parts(x).bce(t)))(x, t)
-    np.testing.assert_allclose(of_bce, parts(x).d_bce(t), rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(d_tail, -np.sign(x) / (1 + np.exp(np.abs(x))), rtol=1e-14)
+    d_bce = jax.vmap(jax.grad(lambda x, t: parts(x).bce(t)))(x, t)
+    np.testing.assert_allclose(d_bce, parts(x).d_bce(t), rtol=1e-12, atol=1e-15)
 
 
 def test_softplus(x64):

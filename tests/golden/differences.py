@@ -39,6 +39,10 @@ def weighed_rows(inputs, values):
     return values() * inputs["weight"][:, None]
 
 
+def mean_absolute_error(inputs, values):
+    return np.abs(inputs["pred"] - inputs["target"]).mean()
+
+
 def ignored_label(inputs, values):
     """A negative label costs 0 and counts in the mean."""
     kept = inputs["target"] >= 0
@@ -268,6 +272,8 @@ SHAPES = "pred and target of different shapes are an error, empty ones included"
 differ(SHAPES, RAISES, f"{L1S} IoULoss GIoULoss", "target_empty_pred_not")
 differ(SHAPES, RAISES, "IoULoss GIoULoss", "pred_empty_target_not")
 differ(SHAPES, RAISES, "MSELoss", "mismatch_bcast")
+L1 = "smooth L1 of beta 0 is L1, as in torch"
+differ(L1, mean_absolute_error, "SmoothL1Loss", "beta0_err")
 NEGATIVE = "a negative label is ignored"
 differ(NEGATIVE, ignored_label, f"{CROSS_ENTROPIES} FocalLoss FocalCustomLoss", "label_neg_err")
 differ(NEGATIVE, ignored_distance, "DistributionFocalLoss", "target_neg_err")

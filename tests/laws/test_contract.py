@@ -26,6 +26,7 @@ from cases import (
     WITH_METRICS,
     added,
     as_long,
+    few,
     first_rows,
 )
 from settings import number_fields
@@ -38,8 +39,6 @@ every_class = pytest.mark.parametrize(("name", "row"), first_rows(WITH_METRICS))
 every_differentiable = pytest.mark.parametrize(("name", "row"), first_rows(WITH_BARE))
 every_loss = pytest.mark.parametrize(("name", "row"), first_rows(CASE_ROWS))
 # What the base class does.
-one_of_each_class = pytest.mark.parametrize(("name", "row"), ONE_EACH)
-one_of_each_differentiable = pytest.mark.parametrize(("name", "row"), ONE_EACH_WITH_BARE)
 one_of_each_loss = pytest.mark.parametrize(
     ("name", "row"), [param for param in ONE_EACH if issubclass(LOSSES[param.id], Loss)]
 )
@@ -145,7 +144,8 @@ def test_jit_equals_eager_and_vmap_the_loop(name, row):
     chex.assert_trees_all_close(jax.vmap(jitted)(*stacked), looped, rtol=2e-5, atol=1e-6)
 
 
-@every_differentiable
+@every_differentiable_row
+@eagerly
 def test_numbers_are_traceable(name, row):
     call = Call(name, row)
     settings = {key: getattr(call.loss, key) for key in number_fields(type(call.loss))}
@@ -171,12 +171,12 @@ def test_finite_for_every_finite_input(name, row):
     assert np.isfinite(gradient).all(), f"the gradient of {name} is not finite: {gradient}"
 
 
-@every_differentiable_row
-@eagerly
+@every_differentiable
 def test_forward_mode_and_second_derivatives(name, row):
     call = Call(name, row)
     direction = jnp.asarray(np.random.default_rng(1).normal(size=call.pred.shape), jnp.float32)
 
+    @jax.jit
     def derivatives(pred, direction):
         return jax.jvp(call, (pred,), (direction,)), jax.jvp(jax.grad(call), (pred,), (direction,))
 
@@ -211,16 +211,16 @@ def test_a_row_of_weight_0_is_not_read(name, row):
 @every_loss
 def test_the_mean_of_nothing_is_0(name, row):
     call = Call(name, row)
-    nothing = call.rows(slice(0, 0))
-    value = nothing(nothing.pred)
+    nothing, without = call.rows(slice(0, 0)), np.zeros(ROWS, np.float32)
+    with jax.disable_jit():
+        value = nothing(nothing.pred)
+        assert call(call.pred, without) == 0
     assert value.shape == ()
     assert value == 0
     empty, gradient = nothing.shaped_value_and_gradient(reduction_override="none")
     full, _ = call.shaped_value_and_gradient(reduction_override="none")
     assert empty.shape == (0, *full.shape[1:])
     assert gradient.shape == nothing.pred.shape
-    without = np.zeros(ROWS, np.float32)
-    assert call(call.pred, without) == 0
     value, gradient = call.value_and_gradient(without, avg_factor=0.0)
     assert value == 0
     assert not np.any(gradient)
@@ -305,18 +305,40 @@ def test_reduction_and_avg_factor(name, row):
         call(call.pred, reduction_override="sum", avg_factor=2.0)
 
 
-@one_of_each_differentiable
-def test_explicitly_sharded_rows(name, row):
-    call = Call(name, row)
-    reduce = {} if row.is_bare else dict(WEIGHTED)
-    expected = call.value_and_gradient(**reduce)
-    mesh = jax.make_mesh((8,), ("rows",), axis_types=(jax.sharding.AxisType.Explicit,))
+def sharded(call, row):
+    """The same call, with its rows explicitly sharded, and the keywords for that."""
+    mesh = jax.sharding.get_mesh()
     sharding = NamedSharding(mesh, P("rows"))
+    reduce = {} if row.is_bare else dict(WEIGHTED)
+    if not row.is_bare:
+        reduce["weight"] = jax.device_put(jnp.ones(ROWS), sharding)
+    return call.map(lambda x: jax.device_put(x, sharding)), reduce
+
+
+@pytest.fixture
+def explicit_mesh():
+    mesh = jax.make_mesh((8,), ("rows",), axis_types=(jax.sharding.AxisType.Explicit,))
     with jax.set_mesh(mesh):
-        call = call.map(lambda x: jax.device_put(x, sharding))
-        if not row.is_bare:
-            reduce["weight"] = jax.device_put(jnp.ones(ROWS), sharding)
-        actual = call.value_and_gradient(**reduce)
+        yield mesh
+
+
+@every_differentiable_row
+def test_explicitly_sharded_rows_are_accepted(name, row, explicit_mesh):
+    """JAX raises for what it cannot shard when it traces: nothing is compiled here."""
+    call, reduce = sharded(Call(name, row), row)
+    compiled = compiled_value_and_gradients(call.loss)
+    weight, avg_factor = reduce.get("weight"), reduce.get("avg_factor")
+    shapes = jax.eval_shape(compiled, call.pred, call.target, call.keywords, weight, avg_factor)
+    assert shapes[1].shape == call.pred.shape
+
+
+@pytest.mark.parametrize(("name", "row"), few(ONE_EACH_WITH_BARE))
+def test_explicitly_sharded_rows_give_the_same_numbers(name, row, explicit_mesh):
+    call = Call(name, row)
+    with jax.set_mesh(jax.make_mesh((1,), ("rows",))):
+        expected = jax.device_get(call.value_and_gradient(**({} if row.is_bare else WEIGHTED)))
+    call, reduce = sharded(call, row)
+    actual = call.value_and_gradient(**reduce)
     chex.assert_trees_all_close(jax.device_get(actual), expected, rtol=1e-5, atol=1e-6)
 
 
@@ -360,7 +382,7 @@ def test_a_class_is_its_fields(name, row):
         loss.reduction = "sum"
 
 
-@one_of_each_class
+@pytest.mark.parametrize(("name", "row"), few(ONE_EACH))
 def test_equal_losses_share_one_trace(name, row):
     call = Call(name, row)
     arguments = (call.pred, call.target)
@@ -382,6 +404,7 @@ def test_equal_losses_share_one_trace(name, row):
 
 
 @one_of_each_loss
+@eagerly
 def test_a_loss_without_state_is_called_and_one_with_state_says_how(name, row):
     call = Call(name, row)
     state = call.loss.init()

@@ -12,7 +12,7 @@ import pytest
 
 import visdet_jax
 from golden.differences import DIFFERENCES, OTHER_DEFAULTS, RAISES, Rearranged
-from golden.replay import replay_file
+from golden.replay import files_and_precisions, replay_file
 from visdet_jax import LOSSES
 
 FILES = sorted((Path(__file__).parents[1] / "golden").glob("*.npz"))
@@ -194,10 +194,11 @@ def programs_go_in_the_end():
     COMPILED.clear()
 
 
-@pytest.mark.parametrize("precision", ["float64", "float32"])
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_replay(path, precision, record_property):
-    replay_file(path, precision, check, record_property)
+@pytest.mark.parametrize(
+    ("path", "precision"), files_and_precisions(FILES, ["mmdet.GIoULoss", "visdet.FocalLoss"])
+)
+def test_replay(path, precision, request):
+    replay_file(path, precision, check, request)
 
 
 def check(raw, expected, precision):

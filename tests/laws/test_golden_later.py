@@ -10,7 +10,7 @@ import pytest
 
 from adapters import ADAPTERS, DIFFERENCES, RAISES, Instead, Rounding
 from golden.read_golden import read
-from golden.replay import replay_file
+from golden.replay import files_and_precisions, replay_file
 
 FILES = sorted((Path(__file__).parents[1] / "golden" / "later").glob("*.npz"))
 RTOL = {"float64": 1e-6, "float32": 1e-4}
@@ -125,10 +125,11 @@ def assert_near(actual, expected, precision, what, yardstick=None, rtol=0.0, our
     assert not bad.any(), f"{what}: {actual[bad]} is not {expected[bad]}"
 
 
-@pytest.mark.parametrize("precision", ["float64", "float32"])
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_replay(path, precision, record_property):
-    replay_file(path, precision, check, record_property)
+@pytest.mark.parametrize(
+    ("path", "precision"), files_and_precisions(FILES, ["dfine.DDF", "mmrotate.GDLoss"])
+)
+def test_replay(path, precision, request):
+    replay_file(path, precision, check, request)
 
 
 def check(raw, expected, precision):

@@ -62,7 +62,9 @@ class PairGeometry(NamedTuple):
         """The squared diagonal of the enclosing box."""
         return self.enclosing_width**2 + self.enclosing_height**2
 
-    # Each loss has the IoU of its first implementation: they differ in where eps stands.
+    # Each loss has the IoU of its first implementation: they differ in where eps stands. None is
+    # below 0, for inverted boxes either. On accelerators, whose division need not be exact, each
+    # may be a little above 1.
 
     def iou(self, least: jax.Array | float) -> jax.Array:
         """overlap / max(union, least)."""

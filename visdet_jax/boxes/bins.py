@@ -99,6 +99,7 @@ def boxes_to_bins(
     x, y, w, h = box_columns("points", points, dtype)
     x1, y1, x2, y2 = box_columns("boxes", boxes, dtype)
     scale = jnp.abs(as_dtype(dtype, reg_scale))
+    # As in D-FINE 1e-16 is added, for reference boxes without area.
     w, h = w / scale + 1e-16, h / scale + 1e-16
     sides = jnp.stack([(x - x1) / w, (y - y1) / h, (x2 - x) / w, (y2 - y) / h], axis=-1)
     bins, right, left = neighbouring_bins(sides - 0.5 * scale, reg_max, reg_scale, up)

@@ -1,6 +1,5 @@
 """Overlaps of boxes (..., 4), given as x1, y1, x2, y2 in pixels."""
 
-import typing
 from typing import Literal
 
 import jax
@@ -13,7 +12,6 @@ from visdet_jax.core.hyperparameters import NonNegative, Number
 from visdet_jax.core.jitted import jitted
 
 OverlapMode = Literal["iou", "iof", "giou"]
-OVERLAP_MODES: tuple[str, ...] = typing.get_args(OverlapMode)
 
 
 def overlaps(

@@ -91,6 +91,10 @@ HUGE = 10**400  # a whole number in JSON, too large for a float
         (change(*CROWD, math.nan), r"annotation 17: iscrowd nan \(float\) is neither 0 nor 1"),
         (change(*CROWD, [1]), r"annotation 17: iscrowd \[1\] \(list\) is neither 0 nor 1"),
         (change(*ANNOTATION, {"id": 17}), "annotations, id 17: no 'image_id'"),
+        (
+            change(*ANNOTATION, {"id": None, "image_id": 1, "category_id": 4}),
+            "annotations, entry 3: unknown category 4$",
+        ),
         (change(*ANNOTATION, [17]), "annotations, entry 3: no 'id'"),
         (remove(*ANNOTATION, "id"), "annotations, entry 3: no 'id'"),
         (change("annotations", None), "no list of annotations"),

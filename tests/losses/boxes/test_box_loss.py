@@ -12,7 +12,7 @@ import visdet_jax as v
 from losses.boxes.pairs import TARGET, boxes, close, gradient, values
 from visdet_jax.boxes._pairs import pair_geometry
 from visdet_jax.core.elementary import clamp_min, divide
-from visdet_jax.losses.boxes._box_loss import BoxLoss
+from visdet_jax.losses.boxes._box_loss import BoxLoss, smooth_near_0
 
 STATE = v.WIoUState(jnp.float32(0.4))
 PER_BOX = [
@@ -89,6 +89,18 @@ def test_invariant_to_place(loss, config):
     move = np.float32([100, -70, 100, -70])
     moved = loss(pred + move, target + move, **config)
     close(moved, loss(pred, target, **config), rtol=1e-4)
+
+
+def test_a_smooth_width_near_0_is_l1():
+    """See `smooth_near_0`: 2² / 1e-38 is no float32."""
+    error = jnp.float32([0.0, 0.5, 2.0])
+
+    def total(error):
+        return smooth_near_0(error, jnp.float32(1e-38)).sum()
+
+    value, derivative = jax.value_and_grad(total)(error)
+    assert value == 2.5
+    np.testing.assert_array_equal(derivative[1:], 1)
 
 
 # Of each loss the numbers that mean nothing: the field, the value and what the error says.

@@ -67,6 +67,16 @@ def test_ciou_holds_alpha_constant(x64):
     close(actual, along_step, 1e-6, 1e-12)
 
 
+def test_the_aspect_ratio_of_inverted_boxes():
+    """arctan(w / h) is the same for (w, h) and (-w, -h)."""
+    sizes = np.float32([[3, 4], [-3, 4], [3, -4], [-3, -4]])
+    for other in sizes[:, ::-1]:
+        others = np.broadcast_to(other, sizes.shape)
+        pair = pair_geometry(*(jnp.asarray(centred(x, (0, 0))) for x in (sizes, others)))
+        angle1, angle2 = (np.arctan(x[:, 0] / x[:, 1]) for x in (sizes, others))
+        close(aspect_difference(pair, 0), 4 / np.pi**2 * (angle2 - angle1) ** 2)
+
+
 def test_a_small_difference_of_aspect_ratios_keeps_its_digits():
     """See `aspect_difference`: the difference of two arctans in float32 has lost them."""
     sizes1 = np.random.default_rng(0).uniform(20, 60, (100, 2)).astype(np.float32)

@@ -31,7 +31,7 @@ def test_small_errors_keep_their_digits():
 
 
 def test_gradients_of_huge_errors_are_finite():
-    """By the target and the hyperparameters too, where (1 + v) log(1 + v) would overflow."""
+    """By the hyperparameters too, where (1 + v) log(1 + v) would overflow."""
 
     def loss(pred, target, alpha, gamma, beta):
         return v.balanced_l1_loss(pred, target, alpha=alpha, gamma=gamma, beta=beta)

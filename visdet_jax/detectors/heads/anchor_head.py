@@ -1,7 +1,7 @@
 """The base of the heads on anchors: RetinaNet, ATSS, GFL."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from visdet_jax.boxes.distances import bbox2distance, centerness_target
 from visdet_jax.boxes.formats import convert_boxes
 from visdet_jax.core.dtypes import as_dtype
-from visdet_jax.core.hyperparameters import Range
+from visdet_jax.core.hyperparameters import Finite
 from visdet_jax.detectors.assigners.assigner import Assigner, pick
 from visdet_jax.detectors.coders import DeltaXYWHBBoxCoder, DistancePointBBoxCoder
 from visdet_jax.detectors.heads.criterion import Criterion
@@ -47,8 +47,8 @@ class AnchorHead(DenseHead):
     loss_bbox: Loss = SmoothL1Loss(beta=1 / 9)
     assigner: Assigner
     sampler: PseudoSampler = PseudoSampler()
-    allowed_border: Annotated[float, Range()] = -1
-    pos_weight: Annotated[float, Range()] = -1
+    allowed_border: Finite = -1
+    pos_weight: Finite = -1
 
     @property
     def num_base_priors(self) -> int:

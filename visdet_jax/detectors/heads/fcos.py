@@ -60,7 +60,7 @@ class FCOSHead(DenseHead, function=fcos_assign):
         (512, INF),
     )
     center_sampling: bool = False
-    center_sample_radius: Positive = 1.5
+    center_sample_radius: float = 1.5
     norm_on_bbox: bool = False
     loss_cls: Loss = FocalLoss()
     loss_bbox: Loss = IoULoss()

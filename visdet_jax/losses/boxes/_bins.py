@@ -31,9 +31,7 @@ def two_bins_cross_entropy(
     """
     weight = weight_without(bins <= -1, weight, bins.shape)
     weight = jnp.where(missing & (weight != 0), jnp.nan, weight).astype(pred.dtype)
-    # A row that is ignored, or NaN, needs a bin too: no index can be made of NaN.
-    first = jnp.trunc(jnp.where(bins >= 0, bins, 0))
-    of_rows = (x[..., None] for x in (first, right, left))
+    of_rows = (x[..., None] for x in (jnp.trunc(bins), right, left))
     values: jax.Array = _two_bins(weight, pred, *of_rows)
     return values
 

@@ -74,8 +74,8 @@ def weight_of_boxes(boxes: jax.Array, weight: jax.Array) -> jax.Array:
 
 def smooth_near_0(error: jax.Array, width: Any) -> jax.Array:
     """error² / (2 width) where error < width, and error - width / 2 elsewhere: smooth L1."""
-    # A minimum, not a `where` of both sides: the square of a large error overflows, and 0 × inf
-    # would be NaN in the gradient.
+    # A minimum, not a `where` of both sides: with a width near 0 the square of a large error
+    # overflows, and 0 × inf would be NaN in the gradient.
     inner = jnp.minimum(error, width)
     return 0.5 * inner * (inner / width) + (error - inner)
 

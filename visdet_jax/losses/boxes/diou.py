@@ -81,8 +81,7 @@ def ciou_loss(
     iou_of = functools.partial(PairGeometry.iou_with_eps, eps=eps)
     iou, distance = iou_of(pair), _distance(pair, eps)
     v = aspect_difference(pair, eps if gated else 0)
-    # Rounding can lift the IoU of nearly equal boxes above 1.
-    rest = clamp_min(1 - iou, 0) + v
+    rest = clamp_min(1 - iou, 0) + v  # The IoU may be above 1, see `PairGeometry`.
     alpha = jnp.where(iou > 0.5, divide(v, rest), 0) if gated else divide(v, rest + eps)
     iou = overlap_term(iou, iou_of, pred, target, inner_ratio, focaler)
     ciou = iou - (distance + jax.lax.stop_gradient(alpha) * v)

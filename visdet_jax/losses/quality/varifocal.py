@@ -33,7 +33,7 @@ def varifocal_loss(
     """Cross entropy with an IoU as its target, weighted down for easy negatives only.
 
     w BCE(p, t), p = sigmoid(pred), with w = t for positives (1 without `iou_weighted`) and
-    w = alpha p^gamma for negatives, whose t is 0.
+    w = alpha |p - t|^gamma elsewhere.
 
     The gradient flows through w too, as in mmdet, and is finite for every gamma ≥ 0. `detached`
     makes w and t constants, as RT-DETR and D-FINE have it.

@@ -92,7 +92,8 @@ def balanced_l1_loss(
     check_same_shape(pred, target)
     diff = absolute(pred - target)
     b = jnp.expm1(gamma / alpha)
-    # The minimum keeps the side below beta from overflowing for a diff far above it.
+    # Keep the minimum. Without it `inner` overflows for a difference far above beta, and its
+    # gradient by the hyperparameters is 0 × inf = NaN.
     v = b * jnp.minimum(diff, beta) / beta
     # This is (beta v + 1) log(1 + v) - beta v, split into its value for beta = 1 and the rest.
     inner = log1p_excess(v) + (beta - 1) * v * (jnp.log(1 + v) - 1)

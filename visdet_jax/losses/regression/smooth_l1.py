@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from visdet_jax.core.checks import check_same_shape
 from visdet_jax.core.elementary import absolute
-from visdet_jax.core.hyperparameters import Positive
+from visdet_jax.core.hyperparameters import NonNegative
 from visdet_jax.losses.loss import Loss
 from visdet_jax.reduction import Reduce, weighted_loss
 from visdet_jax.registry import LOSSES
@@ -33,12 +33,18 @@ def l1_loss(pred: jax.Array, target: jax.Array, **reduce: Unpack[Reduce]) -> jax
 
 
 def _d_smooth_l1(pred: jax.Array, target: jax.Array, *, beta: jax.Array) -> jax.Array:
-    return jnp.clip((pred - target) / beta, -1, 1)
+    diff = pred - target
+    return jnp.where(beta > 0, jnp.clip(diff / _divisor(beta), -1, 1), jnp.sign(diff))
+
+
+def _divisor(beta: jax.Array) -> jax.Array:
+    """beta, or 1 for 0, which is L1 and has no parabola to divide."""
+    return jnp.where(beta > 0, beta, 1)
 
 
 @weighted_loss(derivative=_d_smooth_l1)
 def smooth_l1_loss(
-    pred: jax.Array, target: jax.Array, *, beta: Positive = 1.0, **reduce: Unpack[Reduce]
+    pred: jax.Array, target: jax.Array, *, beta: NonNegative = 1.0, **reduce: Unpack[Reduce]
 ) -> jax.Array:
     """L1 with a parabola at its tip: Huber's loss of delta = beta, divided by beta.
 
@@ -46,7 +52,8 @@ def smooth_l1_loss(
 
     Args:
       pred, target: Arrays of one shape.
-      beta: Where the parabola ends, in pred's unit, above 0. Smaller values come closer to L1.
+      beta: Where the parabola ends, in pred's unit, at least 0. Smaller values come closer to
+        L1, and 0 is L1, as in torch. (mmdet raises for 0.)
 
     Returns: values of that shape, reduced as `weight_reduce_loss` says.
     Raises: ValueError where the shapes differ.
@@ -54,10 +61,10 @@ def smooth_l1_loss(
     """
     check_same_shape(pred, target)
     diff = absolute(pred - target)
-    # A minimum, not a `where` of both sides: d² overflows for a difference far above beta, and its
-    # gradient would be 0 × inf = NaN.
+    # Keep the minimum. In a `where` of both sides d² overflows for a difference far above beta, and
+    # the gradient by beta is 0 × inf = NaN.
     inner = jnp.minimum(diff, beta)
-    return 0.5 * inner * (inner / beta) + (diff - inner)
+    return 0.5 * inner * (inner / _divisor(beta)) + (diff - inner)
 
 
 @LOSSES.register_module()
