@@ -285,6 +285,8 @@ differ(NO_CLASS, not_a_number, "DistributionFocalLoss", "target_gt_n_err")
 differ("a target on the last bin is that bin", top_bin, "DistributionFocalLoss", "target_eq_n_err")
 VISDET = "works as in mmdet; visdet lacks it"
 differ(VISDET, focal_of_dense_target, "FocalLoss", "onehot_float_err")
+NO_WEIGHT = "alpha outside [0, 1] is an error: a negative one would turn the gradient round"
+differ(NO_WEIGHT, RAISES, "FocalLoss FocalCustomLoss", "alpha_neg")
 NO_PROBABILITY = "activated=True works as in mmdet, and these logits are no probabilities: NaN"
 differ(NO_PROBABILITY, not_a_number, "FocalLoss QualityFocalLoss", "activated_err")
 DENSE = ("tensor_target_err", "tensor_target_N2")

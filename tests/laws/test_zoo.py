@@ -92,7 +92,7 @@ def test_match_costs_build_among_the_task_utils(config):
 @pytest.mark.parametrize("config", OTHERS, ids=lambda config: config["type"])
 def test_other_libraries_losses_say_whose_they_are(config):
     with pytest.raises(
-        ValueError, match="it is mmpretrain's own, and only mmdet, mmrotate and visdet's"
+        ValueError, match="it is mmpretrain's own, and only mmdet, mmrotate, mmyolo and visdet's"
     ):
         build_loss(config)
 

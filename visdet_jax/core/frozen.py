@@ -54,7 +54,8 @@ class FrozenModule(nnx.Module):
         if function:
             cls.functions = function if isinstance(function, tuple) else (function,)
         bases = [base for base in cls.__mro__[1:] if issubclass(base, FrozenModule)]
-        documents = [*cls.functions, *bases]
+        # Bases have described the fields that come from a function of theirs.
+        documents = [*cls.functions, *bases] if function else bases
         names = dict.fromkeys(
             name
             for base in (*reversed(bases), cls)

@@ -12,7 +12,7 @@ from visdet_jax.core.closed_form import closed_form
 from visdet_jax.core.dtypes import compute_dtype
 from visdet_jax.core.power import power, power_and_derivative
 from visdet_jax.core.rules import LOGITS, UNIT, Expected, classes
-from visdet_jax.core.sigmoid import sigmoid_parts, sigmoid_parts_in_derivative
+from visdet_jax.core.sigmoid import Sigmoid, sigmoid_parts, sigmoid_parts_in_derivative
 from visdet_jax.losses._class_targets import class_mask
 from visdet_jax.losses.loss import Loss
 from visdet_jax.reduction import spread_weight
@@ -101,7 +101,7 @@ def _value(
 ) -> jax.Array:
     q, sigmoid = quality_of_classes(pred, *quality), sigmoid_parts(pred)
     positive = q if weighted_by_quality else 1
-    negative = alpha * power(jnp.abs(sigmoid.d_bce(q)), gamma)
+    negative = alpha * power(jnp.abs(_gap_of_negatives(sigmoid, q, quality)), gamma)
     return jnp.where(is_positive(pred, *quality), positive, negative) * sigmoid.bce(q)
 
 
@@ -114,15 +114,24 @@ def _derivative(
     detached: bool,
 ) -> jax.Array:
     q, sigmoid = quality_of_classes(pred, *quality), sigmoid_parts_in_derivative(pred)
-    gap = sigmoid.d_bce(q)  # p - q, with all its digits.
     positive = q if weighted_by_quality else 1
+    gap = _gap_of_negatives(sigmoid, q, quality)
     if detached:
         negative = alpha * power(jax.lax.stop_gradient(jnp.abs(gap)), gamma)
-        return jnp.where(is_positive(pred, *quality), positive, negative) * gap
+        return jnp.where(is_positive(pred, *quality), positive, negative) * sigmoid.d_bce(q)
     focal, d_focal = power_and_derivative(jnp.abs(gap), gamma)
     d_miss = jnp.sign(gap) * sigmoid.d_p
     d_negative = alpha * (focal * gap + d_focal * d_miss * sigmoid.bce(q))
-    return jnp.where(is_positive(pred, *quality), positive * gap, d_negative)
+    return jnp.where(is_positive(pred, *quality), positive * sigmoid.d_bce(q), d_negative)
+
+
+def _gap_of_negatives(sigmoid: Sigmoid, q: jax.Array, quality: Quality) -> jax.Array:
+    """p - q of the entries that are not positive.
+
+    With class indices it is p, which takes a tenth less time. Scores of every class may be
+    negative: they mean nothing, but mmdet's varifocal loss reads them.
+    """
+    return sigmoid.p if len(quality) == 2 else sigmoid.d_bce(q)
 
 
 @dataclass(frozen=True, kw_only=True)
