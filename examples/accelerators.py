@@ -29,12 +29,12 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import numpy as np
+
 from compiled.cases import CASES as OTHERS
 from compiled.targets import TARGETS, Target, sharding_on
 from compiled.traffic import read_traffic
 from head_cost import HEADS, make_batch
 from peers import CASES
-
 from visdet_jax.detectors import build_head
 
 BATCH, BOXES = 16, 100

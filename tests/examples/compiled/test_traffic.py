@@ -1,9 +1,10 @@
 """Reading what a program moves, from texts as the compilers for TPU and GPU write them."""
 
 import pytest
+
 from compiled.traffic import Traffic, array_bytes, read_traffic
 
-# A kernel of two inputs, its tuple, and what costs nothing; layouts as a TPU's compiler writes them.
+# A kernel of two inputs, with the layouts of a TPU's compiler.
 FUSION = """HloModule jit_f, is_scheduled=true
 
 %fused_computation (p0: f32[8,16], p1: f32[16]) -> f32[8,16] {

@@ -60,5 +60,5 @@ def test_beta_must_be_at_least_0():
         lambda: v.smooth_l1_loss(PRED, TARGET, beta=-2.0),
         lambda: v.SmoothL1Loss(beta=-2.0),
     ):
-        with pytest.raises(ValueError, match="beta must be at least 0, got -2.0"):
+        with pytest.raises(ValueError, match=r"beta must be at least 0, got -2\.0"):
             make()

@@ -37,7 +37,7 @@ def _d_smooth_l1(pred: jax.Array, target: jax.Array, *, beta: jax.Array) -> jax.
     return jnp.where(beta > 0, jnp.clip(diff / _divisor(beta), -1, 1), jnp.sign(diff))
 
 
-def _divisor(beta: jax.Array) -> jax.Array:
+def _divisor(beta: jax.Array | float) -> jax.Array:
     """beta, or 1 for 0, which is L1 and has no parabola to divide."""
     return jnp.where(beta > 0, beta, 1)
 
