@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.experimental import checkify
 
-from cases import CASES, WITH_METRICS
+from cases import CASES, WITH_METRICS, few
 from head_cases import CLASSES as HEAD_CLASSES
 from head_cases import ROWS as HEADS
 from head_cases import boxes_for, outputs_for
@@ -43,7 +43,7 @@ def run(loss, pred, target, *arguments, **options):
     return loss.update(loss.init(), pred, target, *arguments, **options)[0]
 
 
-@pytest.mark.parametrize(("name", "row"), WITH_METRICS)
+@pytest.mark.parametrize(("name", "row"), few(WITH_METRICS))
 def test_valid_input_passes_and_nan_is_found_in_every_class(name, row):
     loss = build_loss({"type": name, **row.config})
     pred, target, *keywords = row.inputs(np.random.default_rng(0))
@@ -226,10 +226,10 @@ def test_without_checked_not_one_instruction_is_added(name, monkeypatch):
 
     with_checks = program(loss)
 
-    def refuse(*args, **options):
+    def fail(*args, **options):
         raise AssertionError("an unwrapped loss asked what it expects")
 
-    monkeypatch.setattr(type(loss), "expects", refuse)
+    monkeypatch.setattr(type(loss), "expects", fail)
     assert program(loss) == with_checks
     with pytest.raises(AssertionError, match="asked what it expects"):
         run(checked(loss), pred, target, **keywords)
@@ -238,7 +238,7 @@ def test_without_checked_not_one_instruction_is_added(name, monkeypatch):
 class TestHeads:
     """Heads, whose arguments are outputs and padded ground truth."""
 
-    @pytest.fixture(params=HEADS)
+    @pytest.fixture(params=few(HEADS, ["FCOSHead"]))
     def case(self, request):
         head = HEADS[request.param].head()
         return head, outputs_for(head), *boxes_for((2, 0), 3)
@@ -255,32 +255,32 @@ class TestHeads:
         head, outputs, boxes, labels = case
         name = type(head).__name__
 
-        def refused(message, outputs=outputs, boxes=boxes, labels=labels, **options):
+        def raises(message, outputs=outputs, boxes=boxes, labels=labels, **options):
             with pytest.raises(checkify.JaxRuntimeError, match=rf"^{name}: {message}"):
                 checked(head).loss(outputs, boxes, labels, **options)
 
         maps = list(outputs.bbox_preds)
         maps[1] = put(maps[1], (1, 0, 2, 0), NAN)
-        refused(r"bbox_preds\[1\]\[1, 0, 2, 0\] is nan", outputs._replace(bbox_preds=maps))
+        raises(r"bbox_preds\[1\]\[1, 0, 2, 0\] is nan", outputs._replace(bbox_preds=maps))
         last = HEAD_CLASSES - 1
-        refused(
+        raises(
             rf"gt_labels\[0, 1\] is {last + 1}: must be from 0 to {last}, or negative for padding",
             labels=put(labels, (0, 1), last + 1),
         )
-        refused("number of boxes is 0: every image is without", labels=np.full_like(labels, -1))
-        refused("number of boxes is 0: every image", boxes=boxes[:, :0], labels=labels[:, :0])
-        refused(r"gt_boxes\[0, 0\] is \[.*nan", boxes=put(boxes, (0, 0, 2), NAN))
-        refused(
+        raises("number of boxes is 0: every image is without", labels=np.full_like(labels, -1))
+        raises("number of boxes is 0: every image", boxes=boxes[:, :0], labels=labels[:, :0])
+        raises(r"gt_boxes\[0, 0\] is \[.*nan", boxes=put(boxes, (0, 0, 2), NAN))
+        raises(
             r"gt_boxes\[0, 1\] is \[9. 2. 3. 4.\]: must be", boxes=put(boxes, (0, 1), [9, 2, 3, 4])
         )
         xywh = put(boxes, (0, slice(0, 2)), [[20, 20, 9, 9], [22, 9, 4, 4]])
-        refused(
+        raises(
             r"gt_boxes\[0, 0\] is \[20. 20.  9.  9.\], and x2 < x1 or y2 < y1 in 2 of", boxes=xywh
         )
         for box in ([48, 0, 60, 9], [0, 32, 9, 40], [-9, 0, 0, 9], [0, -9, 9, 0]):
-            refused(r"gt_boxes\[0, 1\] is .* lies outside its image", boxes=put(boxes, (0, 1), box))
+            raises(r"gt_boxes\[0, 1\] is .* lies outside its image", boxes=put(boxes, (0, 1), box))
         shapes = np.array([[32, 20], [32, 48]])
-        refused(
+        raises(
             r"gt_boxes\[0, 1\] is .* lies outside",
             boxes=put(boxes, (0, 1), [21, 0, 30, 9]),
             image_shapes=shapes,

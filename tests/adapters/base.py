@@ -29,10 +29,10 @@ class Adapter(NamedTuple):
 
 
 class Instead(NamedTuple):
-    """Our own outputs and gradients, in NumPy, of the reference's and of what it was given.
+    """Our own outputs and gradients, in NumPy, of the original's and of what it was given.
 
     outputs: (config, inputs, outputs) -> outputs by name. Gradients of the sum of all outputs are
-    those of the reference times `gradient`, or not compared where that is None.
+    those of the original times `gradient`, or not compared where that is None.
     """
 
     outputs: Callable[[dict, dict, dict], dict]
@@ -40,7 +40,7 @@ class Instead(NamedTuple):
 
 
 class Rounding(NamedTuple):
-    """The same, but for the rounding of the reference, which is of this relative size.
+    """The same, but for the rounding of the original, which is of this relative size.
 
     Gradients, where it is magnified, are finite.
     """

@@ -105,7 +105,7 @@ def without_mean(config, inputs, outputs):
 
 
 def iou_and_sides(pred, target):
-    """IoU, d², and the sides of the hull and of both boxes, of ordinary boxes."""
+    """IoU, d², and the sides of the enclosing box and of both boxes, of ordinary boxes."""
     size1, size2 = pred[:, 2:] - pred[:, :2], target[:, 2:] - target[:, :2]
     inner = np.minimum(pred[:, 2:], target[:, 2:]) - np.maximum(pred[:, :2], target[:, :2])
     outer = np.maximum(pred[:, 2:], target[:, 2:]) - np.minimum(pred[:, :2], target[:, :2])
@@ -151,7 +151,7 @@ differ(
     "eps",
 )
 differ(
-    "the reference adds its eps to the penalty once more",
+    "the original adds its eps to the penalty once more",
     Instead(lambda config, inputs, outputs: {"out": outputs["out"] - 1e-7}, 1.0),
     "focaleriou.FocalerIoU",
     "giou",
@@ -176,26 +176,26 @@ differ(
     "CIoU_plain",
 )
 differ(
-    "version 1 keeps no mean, and the eps of the reference's SIoU, 1e-4, is seen in gradients",
+    "version 1 keeps no mean, and the eps of the original's SIoU, 1e-4, is seen in gradients",
     Instead(without_mean, None),
     "wiou.WIoU",
     "SIoU_plain",
 )
 differ(
-    "the eps of the reference's SIoU, 1e-4, is seen in gradients",
+    "the eps of the original's SIoU, 1e-4, is seen in gradients",
     Instead(as_it_is, None),
     "wiou.WIoU",
     "SIoU_v3",
 )
 differ(
-    "the reference's EIoU has the centres' offsets where the paper has the sides' differences",
+    "the original's EIoU has the centres' offsets where the paper has the sides' differences",
     Instead(focused_efficient_iou, None),
     "wiou.WIoU",
     "EIoU_plain",
     "EIoU_v3",
 )
 differ(
-    "the slope of an overlap that begins: 0 by the reference's relu, 1 by clamp as in mmdet",
+    "the derivative of an overlap that begins: 0 by the original's relu, 1 by clamp as in mmdet",
     Instead(as_it_is, None),
     "wiou.WIoU",
     "touching",

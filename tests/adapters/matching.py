@@ -137,7 +137,7 @@ differ(
     "no_gt",
 )
 differ(
-    "1 - p has lost digits in the reference",
+    "1 - p has lost digits in the original",
     Rounding(1e-5),
     "mmdet.FocalLossCost",
     "extreme",

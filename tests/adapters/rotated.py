@@ -53,13 +53,13 @@ differ(
     "w_zero",
 )
 differ(
-    "the reference multiplies (N, 5) by (N,) where no weight is above 0: here it is 0",
+    "the original multiplies (N, 5) by (N,) where no weight is above 0: here it is 0",
     Instead(_zero),
     "mmrotate.KFLoss",
     "w_zero",
     "empty_avg",
 )
-ROUNDED = "the reference's determinants of covariances of sides of 1e-7 are off by up to 4e-5"
+ROUNDED = "the original's determinants of covariances of sides of 1e-7 are off by up to 4e-5"
 differ(
     ROUNDED,
     Rounding(4e-5),

@@ -3,7 +3,7 @@
 An answer is RAISES, or a function of the case's inputs and of `values`, which gives our loss
 without weight and reduction, of the same or other inputs: numbers that the other cases tie to the
 reference. What is done with them here is NumPy's. A loss with state gets the inputs of all steps
-and answers the last outputs and the state, by name. `Rearranged` is the reference's own answer,
+and answers the last outputs and the state, by name. `Rearranged` is the original's own answer,
 gradient and state included, in other shapes.
 """
 
@@ -28,14 +28,14 @@ def zeros(inputs, values):
     return np.zeros_like(values())
 
 
-def weighed_mean(inputs, values):
+def weighted_mean(inputs, values):
     """Weights of any sign, one a row."""
     weight = inputs["weight"]
     values = values()
     return (values * weight.reshape(weight.shape + (1,) * (values.ndim - weight.ndim))).mean()
 
 
-def weighed_rows(inputs, values):
+def weighted_rows(inputs, values):
     return values() * inputs["weight"][:, None]
 
 
@@ -107,8 +107,8 @@ def quality_focal_of_dense_target(inputs, values):
     return (np.abs(t - p) ** 2 * bce(p, t)).sum(1).mean()
 
 
-def weighed_sum(inputs, values):
-    """The reference's values are not those of `values` where a weight is 0, and do not count."""
+def weighted_sum(inputs, values):
+    """The original's values are not those of `values` where a weight is 0, and do not count."""
     return (values() * inputs.get("weight", 1)).sum()
 
 
@@ -124,14 +124,14 @@ def listed_topk(inputs, values):
 
 
 # A function and its class share one default here, the class's (eps 1e-6). The functions' cases
-# are replayed with the reference's function's given.
+# are replayed with the original's function's given.
 OTHER_DEFAULTS = {
     f"{name}_loss": {"eps": 1e-7} for name in ("giou", "diou", "ciou", "eiou", "siou")
 }
 
 
 def at_their_rows(inputs, outputs):
-    """The reference gives Seesaw's loss of classes for the rows that are no background only."""
+    """The original gives Seesaw's loss of classes for the rows that are no background only."""
     classes = np.zeros(len(inputs["target"]), outputs["out.loss_cls_objectness"].dtype)
     classes[inputs["target"] < 5] = outputs["out.loss_cls_classes"]
     return {**outputs, "out.loss_cls_classes": classes}
@@ -227,7 +227,7 @@ def eqlv2_sum(steps, values):
     return {"out": rows.sum(), **state}
 
 
-def eqlv2_weighed(steps, values):
+def eqlv2_weighted(steps, values):
     rows, state = eqlv2_rows(steps)
     return {"out": rows * steps[-1].get("weight", 1), **state}
 
@@ -247,14 +247,14 @@ L1S = "L1Loss SmoothL1Loss BalancedL1Loss"
 DISTANCE_IOUS = "DIoULoss CIoULoss EIoULoss SIoULoss"
 L2S = "L2Loss MarginL2Loss"
 
-EARLY_RETURN = "no early return where no weight is positive: the values are weighed as always"
+EARLY_RETURN = "no early return where no weight is positive: the values are weighted as always"
 differ(EARLY_RETURN, zeros, "L1Loss SmoothL1Loss", "wzero_full_none")
 differ(EARLY_RETURN, zeros, "L1Loss SmoothL1Loss GIoULoss", "wzero_override_none")
 differ(EARLY_RETURN, zeros, f"{DISTANCE_IOUS} BoundedIoULoss", "wzero_override_none")
 differ(EARLY_RETURN, zeros, f"{DISTANCE_IOUS} GIoULoss", "wzero_N_none")
 differ(EARLY_RETURN, zeros, "BoundedIoULoss", "wzero_N4_none")
-differ(EARLY_RETURN, weighed_mean, "L1Loss SmoothL1Loss GIoULoss IoULoss", "w_all_negative")
-differ(EARLY_RETURN, weighed_mean, f"{DISTANCE_IOUS} BoundedIoULoss", "w_all_negative")
+differ(EARLY_RETURN, weighted_mean, "L1Loss SmoothL1Loss GIoULoss IoULoss", "w_all_negative")
+differ(EARLY_RETURN, weighted_mean, f"{DISTANCE_IOUS} BoundedIoULoss", "w_all_negative")
 CHECKED = "arguments are checked whatever the weights are"
 differ(CHECKED, RAISES, "L1Loss SmoothL1Loss", "wzero_bad_override_noerr")
 differ(CHECKED, RAISES, "GIoULoss", "wzero_bad_override")
@@ -263,11 +263,11 @@ differ(CHECKED, RAISES, f"{DISTANCE_IOUS} BoundedIoULoss", *UNWEIGHED)
 differ(CHECKED, RAISES, "GIoULoss IoULoss", "wzero_sum_avg_noerr")
 differ("reduction none keeps the shape of empty values", zeros, L1S, "N0_none")
 PER_ROW = "a weight (N,) counts per row against values (N, k), N == k included"
-differ(PER_ROW, weighed_mean, f"{L1S} MSELoss", "w_N_shape_err", "w_N_zero")
-differ(PER_ROW, weighed_mean, "GaussianFocalLoss VarifocalLoss BoundedIoULoss", "w_N_err")
-differ(PER_ROW, weighed_rows, f"{L1S} MSELoss", "w_N_N4_broadcast")
+differ(PER_ROW, weighted_mean, f"{L1S} MSELoss", "w_N_shape_err", "w_N_zero")
+differ(PER_ROW, weighted_mean, "GaussianFocalLoss VarifocalLoss BoundedIoULoss", "w_N_err")
+differ(PER_ROW, weighted_rows, f"{L1S} MSELoss", "w_N_N4_broadcast")
 NC = "a weight a value goes with class indices too"
-differ(NC, weighed_mean, CROSS_ENTROPIES, "bce_onehot_wNC_err")
+differ(NC, weighted_mean, CROSS_ENTROPIES, "bce_onehot_wNC_err")
 SHAPES = "pred and target of different shapes are an error, empty ones included"
 differ(SHAPES, RAISES, f"{L1S} IoULoss GIoULoss", "target_empty_pred_not")
 differ(SHAPES, RAISES, "IoULoss GIoULoss", "pred_empty_target_not")
@@ -297,7 +297,7 @@ DROPPED = "what would be ignored is an error"
 differ(DROPPED, RAISES, "FocalCustomLoss", "activated_ignored")
 differ(DROPPED, RAISES, "MultiPosCrossEntropyLoss", "extra_kw_ignored")
 SUMS = ("w_full_sum", "wzero_full_sum", "ov_sum", "red_sum_err")
-differ("sum is the sum of the weighed values", weighed_sum, L2S, *SUMS)
+differ("sum is the sum of the weighted values", weighted_sum, L2S, *SUMS)
 NO_OTHER = "a row without another class to be far from costs 0"
 differ(NO_OTHER, zero, "TripletLoss", "one_class_err", "N1_err", "N0_err")
 differ("a config's sequences become tuples", listed_topk, "Accuracy", "topk_list_err")
@@ -314,7 +314,7 @@ differ(REDUCTIONS, mask_over_avg_factor, CROSS_ENTROPIES, "mask_avg_err")
 BY_CLASS = "a mask's class_weight is by class, not along the width"
 differ(BY_CLASS, RAISES, CROSS_ENTROPIES, "mask_cw_len_W")
 differ(BY_CLASS, RAISES, "mask_cross_entropy", "cw_bcast")
-NO_SUM = "GHM refuses sum when it is built; the reference raises in every call that sums"
+NO_SUM = "GHM raises for sum when it is built; the original raises in every call that sums"
 differ(NO_SUM, RAISES, "GHMC GHMR", "ov_mean")
 ROWS_OF_OBJECTS = "Seesaw without reduction gives a value a row, 0 for background"
 NONE = ("red_none", "w_N_none", "avg_none", "ov_none", "N0_none", "seq3_none")
@@ -330,6 +330,6 @@ differ(NO_CLASS, seesaw_mean, "SeesawLoss", "label_gt_C_err")
 differ(NO_CLASS, eqlv2_mean, "EQLV2Loss", "label_gt_C_err")
 HEARD = "reduction, weight and avg_factor have the effect they have in every loss"
 differ(HEARD, eqlv2_sum, "EQLV2Loss", "red_sum_ignored")
-differ(HEARD, eqlv2_weighed, "EQLV2Loss", "red_none_ignored", "args_ignored")
+differ(HEARD, eqlv2_weighted, "EQLV2Loss", "red_none_ignored", "args_ignored")
 differ(CHECKED, RAISES, "EQLV2Loss", "bad_override_ignored")
 differ("an empty batch costs 0 and leaves the state as it is", eqlv2_mean, "EQLV2Loss", "N0")

@@ -4,6 +4,7 @@ Without `--all` the first row of each class stands for it where something is com
 most of the time. What only traces, or runs operation by operation (`eagerly`), takes all rows.
 """
 
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -305,40 +306,33 @@ def test_reduction_and_avg_factor(name, row):
         call(call.pred, reduction_override="sum", avg_factor=2.0)
 
 
-def sharded(call, row):
-    """The same call, with its rows explicitly sharded, and the keywords for that."""
-    mesh = jax.sharding.get_mesh()
-    sharding = NamedSharding(mesh, P("rows"))
-    reduce = {} if row.is_bare else dict(WEIGHTED)
-    if not row.is_bare:
-        reduce["weight"] = jax.device_put(jnp.ones(ROWS), sharding)
-    return call.map(lambda x: jax.device_put(x, sharding)), reduce
-
-
-@pytest.fixture
-def explicit_mesh():
+@contextlib.contextmanager
+def explicitly_sharded(call, row):
+    """The same call with its rows explicitly sharded over 8 devices, and `weight` for it."""
     mesh = jax.make_mesh((8,), ("rows",), axis_types=(jax.sharding.AxisType.Explicit,))
+    sharding = NamedSharding(mesh, P("rows"))
     with jax.set_mesh(mesh):
-        yield mesh
+        weight = None if row.is_bare else jax.device_put(WEIGHTED["weight"], sharding)
+        yield call.map(lambda x: jax.device_put(x, sharding)), weight
 
 
 @every_differentiable_row
-def test_explicitly_sharded_rows_are_accepted(name, row, explicit_mesh):
+def test_explicitly_sharded_rows_are_accepted(name, row):
     """JAX raises for what it cannot shard when it traces: nothing is compiled here."""
-    call, reduce = sharded(Call(name, row), row)
-    compiled = compiled_value_and_gradients(call.loss)
-    weight, avg_factor = reduce.get("weight"), reduce.get("avg_factor")
-    shapes = jax.eval_shape(compiled, call.pred, call.target, call.keywords, weight, avg_factor)
-    assert shapes[1].shape == call.pred.shape
+    with explicitly_sharded(Call(name, row), row) as (call, weight):
+        compiled = compiled_value_and_gradients(call.loss)
+        avg_factor = None if row.is_bare else 3.0
+        arguments = call.pred, call.target, call.keywords, weight, avg_factor
+        _, gradient, *_ = jax.eval_shape(compiled, *arguments)
+        assert gradient.shape == call.pred.shape
 
 
 @pytest.mark.parametrize(("name", "row"), few(ONE_EACH_WITH_BARE))
-def test_explicitly_sharded_rows_give_the_same_numbers(name, row, explicit_mesh):
-    call = Call(name, row)
-    with jax.set_mesh(jax.make_mesh((1,), ("rows",))):
-        expected = jax.device_get(call.value_and_gradient(**({} if row.is_bare else WEIGHTED)))
-    call, reduce = sharded(call, row)
-    actual = call.value_and_gradient(**reduce)
+def test_explicitly_sharded_rows_give_the_same_numbers(name, row):
+    call, avg_factor = Call(name, row), None if row.is_bare else 3.0
+    expected = call.value_and_gradient(None if row.is_bare else WEIGHTED["weight"], avg_factor)
+    with explicitly_sharded(call, row) as (sharded, weight):
+        actual = sharded.value_and_gradient(weight, avg_factor)
     chex.assert_trees_all_close(jax.device_get(actual), expected, rtol=1e-5, atol=1e-6)
 
 

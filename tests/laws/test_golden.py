@@ -1,4 +1,4 @@
-"""Replays the reference's cases: value, gradient and state in float64, no gradient in float32."""
+"""Replays the original's cases: value, gradient and state in float64, no gradient in float32."""
 
 import dataclasses
 import json
@@ -68,7 +68,7 @@ class Case:
             "inputs": {k: v for k, v in inputs.items() if k not in self.static_inputs},
         }
         if "random" in case["tags"]:
-            # The reference draws from its own generator; what is stored does not depend on it.
+            # The original draws from its own generator; what is stored does not depend on it.
             self.arguments["inputs"]["key"] = jax.random.PRNGKey(0)
         wrt = case["grad_wrt"] if precision == "float64" else []
         self.wrt = {k: self.arguments["inputs"].pop(k) for k in wrt}
@@ -170,7 +170,7 @@ def steps_of(raw):
 
 
 def assert_near(actual, expected, precision, what, yardstick=None):
-    """Equal where the reference is finite, finite where it is not."""
+    """Equal where the original is finite, finite where it is not."""
     assert actual.shape == np.shape(expected), what
     assert actual.dtype == precision, what
     finite = np.isfinite(expected)
@@ -234,7 +234,7 @@ def check(raw, expected, precision):
 
 
 def check_our_answer(answer, raw, out, precision, what):
-    """Asserts the value of a case that the reference answers otherwise."""
+    """Asserts the value of a case that the original answers otherwise."""
 
     def values(inputs=None):
         inputs = raw["inputs"] if inputs is None else inputs

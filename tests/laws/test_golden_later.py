@@ -108,7 +108,7 @@ def programs_go_in_the_end():
 
 
 def assert_near(actual, expected, precision, what, yardstick=None, rtol=0.0, ours=False):
-    """Equal where the reference is finite, finite where it is not; NaN where we say so."""
+    """Equal where the original is finite, finite where it is not; NaN where we say so."""
     expected = np.asarray(expected)
     assert actual.shape == expected.shape, what
     if expected.dtype.kind != "f":
@@ -162,8 +162,8 @@ def check(raw, expected, precision):
     for key, value in gradients.items():
         assert np.isfinite(value).all(), f"{what} gradient of {key}"
         if factor is not None:
-            slope = factor * step["grads"][key]
-            assert_near(value, slope, precision, f"{what} gradient of {key}")
+            gradient = factor * step["grads"][key]
+            assert_near(value, gradient, precision, f"{what} gradient of {key}")
     return "ours" if reason else "equal"
 
 

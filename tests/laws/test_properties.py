@@ -5,6 +5,7 @@ import hypothesis.extra.numpy as hnp
 import hypothesis.strategies as st
 import jax
 import numpy as np
+import pytest
 from hypothesis import given
 
 import visdet_jax as v
@@ -65,6 +66,7 @@ def test_elementwise(drawn):
         )
 
 
+@pytest.mark.long
 @given(arrays(4))
 def test_boxes(drawn):
     """Any four numbers: proper, inverted, empty boxes alike."""
@@ -76,6 +78,7 @@ def test_boxes(drawn):
         assert not gradient[weight == 0].any()
 
 
+@pytest.mark.long
 @given(arrays(4, st.floats(0, 1e3, width=32)))
 def test_proper_boxes(drawn):
     pred, target, weight = drawn
@@ -102,6 +105,7 @@ def test_focal(drawn, labels, gamma):
         check(loss, pred, label, weight)
 
 
+@pytest.mark.long
 @given(
     arrays(3),
     st.lists(st.integers(-1, 4), min_size=4, max_size=4),
@@ -119,6 +123,7 @@ def test_quality_focal(drawn, labels, beta, scores):
     check(loss, pred, target, weight)
 
 
+@pytest.mark.long
 @given(arrays(3), st.lists(st.integers(-2, 2), min_size=4, max_size=4))
 def test_cross_entropy(drawn, labels):
     pred, other, weight = drawn
@@ -128,18 +133,21 @@ def test_cross_entropy(drawn, labels):
     check(v.binary_cross_entropy, pred, np.float32(other > 0), weight)
 
 
+@pytest.mark.long
 @given(arrays(9), st.lists(st.floats(0, 8, width=32), min_size=4, max_size=4))
 def test_distribution_focal(drawn, distances):
     pred, _, weight = drawn
     check(v.distribution_focal_loss, pred, np.array(distances, np.float32)[: len(pred)], weight)
 
 
+@pytest.mark.long
 @given(arrays(6, st.floats(0, 1, width=32)))
 def test_probabilities(drawn):
     check(v.gaussian_focal_loss, *drawn)
     check(v.dice_loss, *drawn)
 
 
+@pytest.mark.long
 @given(arrays(6))
 def test_dice_with_logits(drawn):
     pred, target, weight = drawn

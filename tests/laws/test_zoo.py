@@ -14,9 +14,8 @@ from cases import CASES, CLASSES, ROWS, labels, logits
 from visdet_jax import CrossEntropyLoss, Loss, build_loss, cross_entropy
 from visdet_jax.detectors import TASK_UTILS, Instances
 
-ZOO = json.loads((Path(__file__).parents[1] / "golden" / "mmdet_zoo_losses.json").read_text())[
-    "losses"
-]
+GOLDEN = Path(__file__).parents[1] / "golden"
+ZOO = json.loads((GOLDEN / "mmdet_zoo_losses.json").read_text())["losses"]
 CONFIGS = [entry["config"] for entry in ZOO]
 COSTS = [config for config in CONFIGS if config["type"].endswith("Cost")]
 OTHERS = [config for config in CONFIGS if config["type"].startswith("mmpretrain.")]
@@ -51,7 +50,19 @@ def inputs_for(config):
     return pred, target, keywords[0] if keywords else {}
 
 
-@pytest.mark.parametrize("config", LOSSES, ids=lambda config: config["type"])
+TYPES = {}
+for config in LOSSES:
+    TYPES.setdefault(config["type"], []).append(config)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(config, id=f"{name}-{i}", marks=pytest.mark.long if i else ())
+        for name, configs in TYPES.items()
+        for i, config in enumerate(configs)
+    ],
+)
 def test_a_config_gives_a_finite_loss_and_gradient(config):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecated spellings and ignore_index, tested elsewhere

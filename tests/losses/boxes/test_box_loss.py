@@ -1,7 +1,5 @@
 """What all losses of pairs of boxes have in common."""
 
-import inspect
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +10,7 @@ import visdet_jax as v
 from losses.boxes.pairs import TARGET, boxes, close, gradient, values
 from visdet_jax.boxes._pairs import pair_geometry
 from visdet_jax.core.elementary import clamp_min, divide
-from visdet_jax.losses.boxes._box_loss import BoxLoss, smooth_near_0
+from visdet_jax.losses.boxes._box_loss import smooth_near_0
 
 STATE = v.WIoUState(jnp.float32(0.4))
 PER_BOX = [
@@ -92,14 +90,14 @@ def test_invariant_to_place(loss, config):
 
 
 def test_a_smooth_width_near_0_is_l1():
-    """See `smooth_near_0`: 2² / 1e-38 is no float32."""
-    error = jnp.float32([0.0, 0.5, 2.0])
+    """See `smooth_near_0`: 20² / 2e-38 is no float32."""
+    error = jnp.float32([0.0, 0.5, 20.0])
 
     def total(error):
-        return smooth_near_0(error, jnp.float32(1e-38)).sum()
+        return smooth_near_0(error, jnp.float32(2e-38)).sum()
 
     value, derivative = jax.value_and_grad(total)(error)
-    assert value == 2.5
+    assert value == 20.5
     np.testing.assert_array_equal(derivative[1:], 1)
 
 
@@ -138,17 +136,6 @@ def test_numbers_that_mean_nothing_raise(function, name, field, number, must):
     batch = (STATE, TARGET, TARGET) if function is v.wiou_statistics else (TARGET, TARGET)
     with pytest.raises(ValueError, match=f"{function.__name__}: {field} must be {must}, got"):
         function(*batch, **config)
-
-
-def test_every_number_of_a_box_loss_is_in_the_test_above():
-    tested = {(name, field) for _, name, field, _, _ in MEANINGLESS}
-    common = {"loss_weight", "inner_ratio"}
-    for name, cls in v.LOSSES.items():
-        if issubclass(cls, BoxLoss):
-            fields = inspect.signature(cls).parameters.values()
-            numbers = {f.name for f in fields if "float" in str(f.annotation)} - common
-            numbers -= {f.name for f in fields if "tuple" in str(f.annotation)}
-            assert {(name, field) for field in numbers} <= tested
 
 
 def test_the_derivative_by_columns_makes_no_arrays_of_mostly_zeros():

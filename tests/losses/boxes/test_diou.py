@@ -78,7 +78,7 @@ def test_the_aspect_ratio_of_inverted_boxes():
 
 
 def test_a_small_difference_of_aspect_ratios_keeps_its_digits():
-    """See `aspect_difference`: the difference of two arctans in float32 has lost them."""
+    """See `aspect_difference`: that of two arctans has four times the error."""
     sizes1 = np.random.default_rng(0).uniform(20, 60, (100, 2)).astype(np.float32)
     sizes2 = sizes1 * np.float32([1 + 1e-4, 1])
     pair = pair_geometry(*(jnp.asarray(centred(sizes, (0, 0))) for sizes in (sizes1, sizes2)))

@@ -1,5 +1,7 @@
 """Distribution focal loss."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import numpy as np
 import programs
 import visdet_jax as v
 from losses.boxes.pairs import close
+from visdet_jax.core.softmax import log_sum_exp
 
 RNG = np.random.default_rng(0)
 PRED = RNG.normal(0, 3, (16, 5)).astype(np.float32)
@@ -47,6 +50,19 @@ def test_the_gradient_by_the_target_is_the_difference_of_the_two_bins():
     target = np.float32([0.25, 3.5])
     gradient = jax.grad(lambda t: v.distribution_focal_loss(PRED[:2], t, reduction="sum"))(target)
     close(gradient, [PRED[0, 0] - PRED[0, 1], PRED[1, 3] - PRED[1, 4]])
+
+
+def test_the_gradient_has_no_compares_of_bins():
+    """See `_derivative` of `_bins`: with 16 bins compares take 1.3 times as long."""
+    pred, target = jnp.ones((4096, 16)), jnp.ones(4096)
+
+    def compares(function):
+        text = programs.compiled(function, pred, target).as_text()
+        return len(re.findall(r"pred\[4096,16\]\S* compare\(", text))
+
+    # The ones that are left are those of the softmax.
+    softmax = jax.value_and_grad(lambda p, t: log_sum_exp(p, -1)[1].sum() + t.sum())
+    assert compares(jax.value_and_grad(v.distribution_focal_loss)) <= compares(softmax)
 
 
 def test_value_and_gradient_keep_one_array_of_rows():

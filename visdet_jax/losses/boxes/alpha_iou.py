@@ -53,9 +53,9 @@ def alpha_iou_loss(
     term = power(iou + eps, alpha)
     if mode == "giou":
         enclosing = jnp.maximum(pair.enclosing_width * pair.enclosing_height + eps, union)
+        rest = divide(enclosing - union, enclosing) + eps
         # At most 1, but for inverted boxes, whose power would overflow.
-        rest = jnp.minimum(divide(enclosing - union, enclosing), 2)
-        term -= power(rest + eps, alpha)
+        term -= power(jnp.where(rest > 2, 2, rest), alpha)
     if mode in ("diou", "ciou"):
         term -= _distance(pair, alpha, eps)
     if mode == "ciou":
@@ -75,7 +75,9 @@ def _distance(pair: PairGeometry, alpha: Any, eps: Any) -> jax.Array:
     dx, dy, cw, ch = (side / unit for side in (pair.dx, pair.dy, cw, ch))
     diagonal = cw**2 + ch**2
     # d is at most c, but for inverted boxes, whose power would overflow.
-    distance = jnp.minimum(dx**2 + dy**2, 2 * diagonal)
+    distance = dx**2 + dy**2
+    highest = jax.lax.stop_gradient(2 * diagonal)
+    distance = jnp.where(distance > highest, highest, distance)
     return divide(power(distance, alpha), power(diagonal, alpha) + eps * power(1 / unit, 2 * alpha))
 
 

@@ -63,7 +63,7 @@ def siou_loss(
     limit = _exponent_limit(iou)
 
     def distance_cost(offset: jax.Array, enclosing_side: jax.Array) -> jax.Array:
-        rho = divide(offset, clamp_min(enclosing_side, eps)) ** 2
+        rho = (offset / clamp_min(enclosing_side, _above_0(eps))) ** 2
         return 1 - _exp(gamma * rho, limit)
 
     distance = distance_cost(dx, pair.enclosing_width) + distance_cost(dy, pair.enclosing_height)
@@ -77,9 +77,14 @@ def shape_cost(side1: jax.Array, side2: jax.Array, eps: Any, factor: Any = 1) ->
     """(1 - exp(-factor |difference| / larger))⁴ of two sides; eps replaces a larger side of 0."""
     larger = jnp.maximum(side1, side2)
     # Below 1e-15 its square, which the gradient divides by, underflows float32.
-    larger_or_eps = jnp.where(absolute(larger) < 1e-15, eps, larger)
-    difference = divide(absolute(side1 - side2), larger_or_eps)
+    larger_or_eps = jnp.where(absolute(larger) < 1e-15, _above_0(eps), larger)
+    difference = absolute(side1 - side2) / larger_or_eps
     return (1 - _exp(-factor * difference, _exponent_limit(larger) / 4)) ** 4
+
+
+def _above_0(eps: Any) -> jax.Array:
+    """What is divided by where a side is 0, for an eps of 0 too."""
+    return jnp.maximum(eps, 1e-12)
 
 
 def _exponent_limit(x: jax.Array) -> float:

@@ -88,13 +88,14 @@ def wiou_loss(
     reduction: Reduction = "mean",
     avg_factor: Number | None = None,
 ) -> jax.Array:
-    """A loss of each pair of boxes, times how far its IoU is from the usual.
+    """A loss of each pair of boxes, weighted by how its IoU compares with the running mean.
 
-    r base; r = 1 in version 1, √β in 2 and β / (delta alpha^(β - delta)) in 3, with
-    β = (1 - IoU) / iou_mean. The last is 1 at β = delta, largest at 1 / log(alpha), and falls
-    to 0 for pairs that are as good as any, and for those far worse than the others. The base
-    "wiou" is exp(d² / c²) (1 - IoU), d between the centres, c the diagonal of the smallest box
-    around both.
+    r times `base`, with r = 1 in version 1, √β in 2 and β / (delta alpha^(β - delta)) in 3,
+    β = (1 - IoU) / iou_mean. The last is 1 at β = delta and largest at 1 / log(alpha). It falls to
+    0 for pairs that match, and for pairs that are far worse than the others.
+
+    The base "wiou" is exp(d² / c²) (1 - IoU), d between the centres, c the diagonal of the smallest
+    box around both.
 
     No gradient flows through r and c.
 

@@ -104,11 +104,11 @@ def eqlv2_loss(
         the loss NaN.
       weight: (N,).
       state: `EQLV2State` before this batch: the loss is taken at the old weights.
-      mu: The ratio of positive to negative gradients at which r is a half. A larger value lowers
-        the weight of more classes as negatives, and raises it as positives.
-      alpha: How much the weight of positives rises, at least 0; at most to 1 + alpha.
-      gamma: Steepness of the map from the ratio of gradients to r, at least 0. With larger values
-        r comes closer to a step at mu.
+      mu: The ratio of positive to negative gradients at which a class has weight 1/2 as a
+        negative. Larger values lower the weights of negatives and raise those of positives.
+      alpha: Range of the weights of positives, at least 0: they lie from 1 to 1 + alpha.
+      gamma: Steepness of the map from the ratio of gradients to the weights, at least 0. With
+        larger values it comes closer to a step at mu; with 0 all negatives have weight 1/2.
 
     Returns: (N,), summed over the classes, reduced as `weight_reduce_loss` says.
     Raises: ValueError where shapes do not fit, TypeError for class indices that are floats.
@@ -156,8 +156,10 @@ class EQLV2Loss(StatefulLoss, function=(eqlv2_loss, eqlv2_statistics)):
     Args:
       num_classes: Number of foreground classes, at least 1.
       test_with_obj: `get_activation` multiplies by the probability of an object.
-      use_sigmoid, class_weight, use_distributed, vis_grad: Keys of mmdet that have no effect on
-        its numbers, nor on ours. Over several devices write `update(..., axis_name="data")`.
+      use_sigmoid, class_weight, vis_grad: A key of mmdet that has no effect on its numbers, nor on
+        ours.
+      use_distributed: A key of mmdet without effect. Over several devices write
+        `update(..., axis_name="data")`.
     """
 
     use_sigmoid: bool = True

@@ -122,7 +122,9 @@ def ghmr_statistics(
     Args:
       state: The state before this batch.
       pred, target, weight, mu: As in `ghmr_loss`.
-      momentum, axis_name: As in `ghmc_statistics`.
+      momentum: Part of the old counts in the new ones, in [0, 1). With larger values the counts
+        change more slowly; 0 counts each batch alone.
+      axis_name: The mesh axis, or axes, whose devices hold parts of the batch.
 
     Returns: the next state.
     Raises: ValueError where shapes do not fit.

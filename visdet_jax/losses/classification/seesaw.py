@@ -99,7 +99,8 @@ def seesaw_ce_loss(
       q: Exponent of compensation, at least 0. With larger values a class is punished more where
         it is mistaken for the row's; 0 switches compensation off. With p = q = 0 the loss is
         cross entropy.
-      eps: Least score s_y that is divided by, at least 0. Larger values limit compensation.
+      eps: Least score s_y of the row's class that is divided by, at least 0. Larger values limit
+        compensation.
 
     Returns: (N,), reduced as `weight_reduce_loss` says.
     Raises: ValueError where shapes do not fit, TypeError for class indices that are floats.

@@ -126,9 +126,8 @@ def _at_cells(maps: jax.Array, cells: jax.Array, mask: jax.Array) -> jax.Array:
     y, x = cells[..., 0], cells[..., 1]
     outside = (y < 0) | (y >= height) | (x < 0) | (x >= width)
     index = jnp.where(mask, y * width + x, 0)[:, None, :]
-    # Clipped, because what an index out of range reads is thrown away.
     flat = maps.reshape(images, channels, height * width)
-    found = jnp.take_along_axis(flat, index, axis=2, mode="clip")
+    found = jnp.take_along_axis(flat, index, axis=2)
     found = jnp.where((mask & outside)[:, None, :], jnp.nan, found)
     return jnp.where(mask[:, None, :], found, 0).transpose(0, 2, 1)
 

@@ -76,7 +76,8 @@ def margin_l2_loss(
       pred: Similarities, any shape.
       target: pred's shape, 1 for positives, 0 for negatives.
       weight: Of pred's shape or of its leading part.
-      neg_pos_ub: The number k, an integer. 0 and less counts all negatives.
+      neg_pos_ub: Largest number k of negatives that count for each positive, an integer. 0 and less
+        counts all negatives.
       pos_margin: Subtracted from the similarity of positives: at their target 1 they still cost
         pos_margin². 0 and less means none.
       neg_margin: Subtracted from the similarity of negatives: those that are less similar cost

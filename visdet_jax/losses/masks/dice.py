@@ -50,7 +50,8 @@ def dice_loss(
       target: Masks of the same shape, in [0, 1].
       weight: (N,).
       naive_dice: Divides by sums instead of sums of squares.
-      eps: Keeps the divisor above 0, at least 0. Larger values make small masks count less.
+      eps: Keeps the divisor above 0, at least 0. Larger values make the gradients of small masks
+        smaller.
 
     Returns: (N,), reduced as `weight_reduce_loss` says.
     Raises: ValueError where the shapes differ or have one axis only.

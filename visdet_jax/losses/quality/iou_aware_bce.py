@@ -51,12 +51,13 @@ def iou_aware_bce_loss(
       target: (label, iou), class indices (...) and IoUs (...) in [0, 1], every label outside
         [0, C) being background.
       weight: (...). Rows of weight 0 have no rank.
-      alpha: Exponent of the score in t, in [0, 1]; that of the IoU is 1 - alpha. Larger values
-        bring t closer to the score.
+      alpha: Exponent of the score in the target t, in [0, 1]; that of the IoU is 1 - alpha. Larger
+        values bring t closer to the score.
       gamma: Focusing exponent of the negatives, at least 0. Larger values down-weight easy
         negatives more; with 0 all count alike.
-      tau: Makes rows count that are not the best of their object, above 0; see `rank_weight`.
-        Align-DETR has 1.5. None is for one row an object.
+      tau: Rank at which a row's target is multiplied by 1 / e, above 0; see `rank_weight`. Larger
+        values lower less the targets of rows after the best of their object. Align-DETR has 1.5.
+        None is for one row an object, and lowers none.
       gt_inds: The object of each row, see `rank_weight`; needed with tau.
 
     Returns: (...), summed over the classes, reduced as `weight_reduce_loss` says.
@@ -73,12 +74,10 @@ def iou_aware_bce_loss(
     if tau is not None:
         if gt_inds is None:
             raise ValueError("gt_inds must say which rows are of one object: tau is given")
-        check_array("gt_inds", gt_inds)
+        gt_inds = as_labels("gt_inds", gt_inds, pred.shape[:-1])
         is_ranked = (label >= 0) & (label < pred.shape[-1])
         is_ranked = (is_ranked if weight is None else is_ranked & (weight != 0))[..., 0]
-        if gt_inds.shape == is_ranked.shape:  # If it is not, rank_weight raises.
-            gt_inds = jnp.where(is_ranked, gt_inds, 0)
-        quality *= rank_weight(quality, gt_inds, tau=tau)
+        quality *= rank_weight(quality, jnp.where(is_ranked, gt_inds, 0), tau=tau)
     values = cross_entropy_of_quality(weight, pred, (label, quality[..., None]), one, gamma)
     return weight_reduce_loss(values.sum(-1), None, reduction, avg_factor)
 

@@ -42,8 +42,8 @@ def quality_focal_loss(
 ) -> jax.Array:
     """Focal loss towards a quality score instead of 1: class and localization in one.
 
-    Σ over classes of |q - p|^beta BCE(p, q), p = sigmoid(pred), with q the score (the IoU, say)
-    at a row's class and 0 elsewhere.
+    Σ over classes of |q - p|^beta BCE(p, q), p = sigmoid(pred), with q the score (such as the
+    IoU) at a row's class and 0 elsewhere.
 
     Gradients are finite for every beta ≥ 0 (mmdet's are NaN for beta < 1 at p = q).
 

@@ -48,7 +48,7 @@ def varifocal_loss(
       gamma: Focusing exponent of the negatives, at least 0. Larger values down-weight easy
         negatives more; with 0 all count alike.
       iou_weighted: Positives count by their IoU.
-      detached: No gradient flows through w, nor into the target.
+      detached: No gradient flows through the weight w of a value, nor into the target.
 
     Returns: values of pred's shape, reduced as `weight_reduce_loss` says.
     Raises: ValueError where shapes do not fit.
