@@ -101,6 +101,7 @@ def programs_of_one_file(request):
     yield
     if path_in_tests(request.path) in LONGEST:
         jax.clear_caches()
+        gc.unfreeze()  # see faster.py
         gc.collect()
 
 

@@ -128,7 +128,7 @@ class Registry(Mapping[str, type]):
             tuples; numeric strings of numeric fields become numbers (PyYAML reads `1e-6` as a
             string); nested configs are built too.
         Raises: ValueError or TypeError for what is no config, an unknown name (also a KeyError),
-          an unknown or missing key, and values that the class refuses.
+          an unknown or missing key, and values that the class does not take.
         """
         if not is_config(config):
             raise TypeError(

@@ -7,7 +7,6 @@ import typing
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-import jax
 from flax import nnx
 
 from visdet_jax.core.docstrings import with_arguments
@@ -98,13 +97,6 @@ class FrozenModule(nnx.Module):
     def settings(self) -> dict[str, Any]:
         """The fields that are hyperparameters of the class's function, for a call of it."""
         return {name: getattr(self, name) for name in _setting_names(type(self))}
-
-    def _raise_unless_positive(self, *names: str) -> None:
-        """To be removed: say it in an annotation."""
-        for name in names:
-            value = getattr(self, name)
-            if not isinstance(value, jax.core.Tracer) and not value > 0:
-                raise self.value_error(f"{name} must be > 0, got {value!r}")
 
     def _raise_without_sigmoid(self, use_sigmoid: bool, instead: str = "") -> None:
         """Raises a ValueError for the `use_sigmoid=False` of a config."""
