@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Unpack
+from typing import Any, Literal, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -115,6 +115,11 @@ class IoULoss(OverlapLoss, function=iou_loss):
             _warn_linear()
             object.__setattr__(self, "mode", "linear")
             object.__setattr__(self, "linear", False)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The fields for a call of `iou_loss`, but `linear`, which a call may give itself."""
+        return {name: value for name, value in super().settings.items() if name != "linear"}
 
 
 @LOSSES.register_module()
