@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from mypy import api
 
 import visdet_jax
 
@@ -29,7 +30,6 @@ giou_loss(pred, target, reduction="average")
 
 @pytest.mark.long
 def test_mypy_knows_the_arguments(tmp_path, monkeypatch):
-    api = pytest.importorskip("mypy.api")
     monkeypatch.setenv("MYPYPATH", str(Path(visdet_jax.__file__).parents[1]))
     file = tmp_path / "calls.py"
     file.write_text(CALLS)
