@@ -48,7 +48,11 @@ def with_arguments(docstring: str | None, names: Iterable[str], sources: Iterabl
         text = next((arguments[name] for arguments in described if name in arguments), None)
         if text is not None:
             entries += textwrap.wrap(
-                f"{name}: {text}", 92, initial_indent="  ", subsequent_indent="    "
+                f"{name}: {text}",
+                92,
+                initial_indent="  ",
+                subsequent_indent="    ",
+                break_on_hyphens=False,
             )
     parts = [own.before, "\n".join(["Args:", *entries]) if entries else "", own.after]
     return "\n\n".join(part for part in parts if part)
