@@ -632,4 +632,6 @@ def first_rows(params):
 
 
 def as_long(param):
+    """The same parameter (or value), marked `long`."""
+    param = param if isinstance(param, tuple) else pytest.param(param)
     return pytest.param(*param.values, id=param.id, marks=pytest.mark.long)

@@ -57,7 +57,7 @@ class Registry(Mapping[str, type]):
         Args:
           kind: What its classes are, in the words of an error message.
           parts: The registries that build configs nested in fields of a type.
-          ignored: Keys of configs that have no effect.
+          ignored: Keys of configs that have no effect on classes without such a field.
           explain: `(name) -> sentence` about a name that is not registered, or "".
         """
         self.kind, self.parts, self.ignored = kind, parts or {}, frozenset(ignored)
@@ -135,11 +135,13 @@ class Registry(Mapping[str, type]):
                 f"A {self.kind} is built from a config such as dict(type=...), got {config!r}"
             )
         keys = config.keys()  # no iteration over the config itself is asked for
-        settings = {key: config[key] for key in keys if key not in self.ignored}
+        settings = {key: config[key] for key in keys}
         if "type" not in settings:
             raise ValueError(f"The config of a {self.kind} needs a key 'type', got {settings}")
         cls = self.find(settings.pop("type"), settings.pop("_scope_", None))
         types = field_types(cls)
+        ignored = self.ignored - types.keys()
+        settings = {key: value for key, value in settings.items() if key not in ignored}
         for key in settings:
             if key not in types:
                 hint = _HINTS.get(key) or did_you_mean(key, types)
@@ -185,6 +187,10 @@ class Registry(Mapping[str, type]):
             classes = [k for k in union_members(kind) if isinstance(k, type)]
             for base, registry in self.parts.items():
                 if any(issubclass(cls, base) for cls in classes):
+                    keys = value.keys()
+                    if "type" not in keys and getattr(classes[0], "needs_no_type", False):
+                        # The configs' `test_cfg` has no type.
+                        value = {"type": classes[0], **{key: value[key] for key in keys}}
                     try:
                         return registry.build(value)
                     except (TypeError, ValueError) as error:

@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 import visdet_jax.boxes
 import visdet_jax.detectors
+from cases import as_long
 from detectors.contract_rows import CLASSES, ROWS, SHARED, PriorRow, rows_where
 from visdet_jax.core.docstrings import parse
 from visdet_jax.core.fields import field_types, union_members
@@ -298,7 +299,7 @@ def test_padded_ground_truth_changes_nothing(name, row):
 
 
 @every_call_with_labels
-@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.uint16])
+@pytest.mark.parametrize("dtype", [np.int8, *map(as_long, [np.uint8, np.int16, np.uint16])])
 def test_labels_of_every_integer_type_give_what_int32_gives(name, row, dtype):
     inputs, call = inputs_of(row), jitted_call(name, row)
     labels = np.minimum(inputs["gt_labels"], np.iinfo(dtype).max)
@@ -311,7 +312,7 @@ def test_labels_of_every_integer_type_give_what_int32_gives(name, row, dtype):
 
 
 @every_call
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, as_long(jnp.float16)])
 def test_half_floats_are_computed_in_float32(name, row, dtype):
     half = cast_floats(inputs_of(row), dtype)
     call = jitted_call(name, row)

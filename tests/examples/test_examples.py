@@ -56,6 +56,7 @@ def test_lookup(capsys):
         assert text in out
 
 
+@pytest.mark.long
 def test_mmdet_configs(capsys):
     histories = mmdet_configs.main()
     out = capsys.readouterr().out
@@ -79,6 +80,7 @@ def test_head_cost(capsys):
     assert "238" in head_cost.format_table({"FCOS": row})
 
 
+@pytest.mark.long
 def test_matching(capsys):
     """The total costs equal scipy's. Otherwise the times would not be comparable."""
     rows = matching.main(["--quick"])

@@ -4,6 +4,7 @@ import functools
 
 import jax
 import numpy as np
+import pytest
 
 from golden.read_heads import HEAD_FILES, HeadCase
 from visdet_jax.detectors import HeadOutputs, build_head
@@ -11,6 +12,17 @@ from visdet_jax.detectors import HeadOutputs, build_head
 BOXES = 8  # Ground truth is padded to this many, so that cases of one config share a program.
 
 CASES = {path.stem.removeprefix("head_"): HeadCase(path) for path in HEAD_FILES}
+# Without `--all` the base case of each head, with what is hardest in the padding.
+CASES_AND_PADDING = [
+    pytest.param(
+        name,
+        padding,
+        id=f"{name}-{padding}",
+        marks=() if name.endswith("_base") and padding == "nan" else pytest.mark.long,
+    )
+    for name in CASES
+    for padding in ("garbage", "nan")
+]
 
 
 @functools.cache

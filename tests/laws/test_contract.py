@@ -41,7 +41,7 @@ every_differentiable = pytest.mark.parametrize(("name", "row"), first_rows(WITH_
 every_loss = pytest.mark.parametrize(("name", "row"), first_rows(CASE_ROWS))
 # What the base class does.
 one_of_each_loss = pytest.mark.parametrize(
-    ("name", "row"), [param for param in ONE_EACH if issubclass(LOSSES[param.id], Loss)]
+    ("name", "row"), few([param for param in ONE_EACH if issubclass(LOSSES[param.id], Loss)])
 )
 # Gradients are mostly asked for with these, so that the laws share a program.
 WEIGHTED = {"weight": np.ones(ROWS, np.float32), "avg_factor": 3.0}
@@ -145,7 +145,7 @@ def test_jit_equals_eager_and_vmap_the_loop(name, row):
     chex.assert_trees_all_close(jax.vmap(jitted)(*stacked), looped, rtol=2e-5, atol=1e-6)
 
 
-@every_differentiable_row
+@every_differentiable
 @eagerly
 def test_numbers_are_traceable(name, row):
     call = Call(name, row)

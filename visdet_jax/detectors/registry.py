@@ -27,10 +27,34 @@ NETWORK_KEYS = (
     "centerness_on_reg",
     "init_cfg",
     "test_cfg",
+    "num_convs",
+    "bbox_roi_extractor",
+    "mask_roi_extractor",
+    "shared_head",
+    "roi_feat_size",
+    "fc_out_channels",
+    "conv_out_channels",
+    "conv_kernel_size",
+    "num_fcs",
+    "num_shared_convs",
+    "num_shared_fcs",
+    "num_cls_convs",
+    "num_cls_fcs",
+    "num_reg_convs",
+    "with_avg_pool",
+    "with_cls",
+    "with_reg",
+    "reg_predictor_cfg",
+    "upsample_cfg",
+    "predictor_cfg",
 )
 
 TASK_UTILS = Registry("task util")
 TASK_UTILS.parts = {FrozenModule: TASK_UTILS}  # For an assigner's costs.
+# The branches of a second stage. Their base class is known where they are: see heads/bbox_head.py.
+BRANCHES = Registry(
+    "branch of a RoI head", parts={Loss: LOSSES, FrozenModule: TASK_UTILS}, ignored=NETWORK_KEYS
+)
 HEADS = Registry("head", parts={Loss: LOSSES, FrozenModule: TASK_UTILS}, ignored=NETWORK_KEYS)
 
 

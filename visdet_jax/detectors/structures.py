@@ -67,6 +67,42 @@ class Detections(NamedTuple):
     scores: jax.Array  # (B, N, C) in [0, 1].
 
 
+@exportable
+class Proposals(NamedTuple):
+    """The boxes that a second stage looks at, in fixed slots."""
+
+    boxes: jax.Array  # (B, P, 4) as x1, y1, x2, y2, in pixels.
+    exists: jax.Array  # (B, P) False for padding, of whose boxes nothing is read.
+
+
+@exportable
+class Samples(NamedTuple):
+    """The S boxes of each image that a second stage learns from, and what they learn.
+
+    The chosen positives come first, then the chosen negatives, both in the order of the
+    candidates, which are the G ground truths and then the P proposals. Slots that are left over
+    have the box 0, 0, 0, 0 and weight 0.
+    """
+
+    boxes: jax.Array  # (B, S, 4) as x1, y1, x2, y2, in pixels: what the network aligns.
+    candidates: jax.Array  # (B, S) int32: the candidate, -1 in empty slots.
+    is_gt: jax.Array  # (B, S) bool: whether the candidate is a ground truth.
+    targets: HeadTargets  # gt_inds are -2 in empty slots.
+
+
+@exportable
+class RoIOutputs(NamedTuple):
+    """What the second stage's network gives for the boxes of `Samples`, channels last.
+
+    C is the number of classes. Some class losses have channels of their own; see `channels`.
+    """
+
+    cls_scores: jax.Array  # Logits (B, S, C + 1), the last of the background.
+    bbox_preds: jax.Array  # (B, S, 4·C), channel 4·c + k for class c; or (B, S, 4) for all.
+    # Logits (B, M, m, m, C or 1) for the first M slots, which hold all positives.
+    mask_preds: jax.Array | None = None
+
+
 class Rows(NamedTuple):
     """Outputs and targets of the N priors of all levels, in each of B images."""
 

@@ -5,10 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cases import few
 from head_cases import IMAGE, ROWS, batch_for, boxes_for, compiled, outputs_for, shapes_for
 from visdet_jax.detectors import build_head
 
-every_head = pytest.mark.parametrize("name", [n for n, row in ROWS.items() if row.anchors()])
+every_head = pytest.mark.parametrize(
+    "name", few([n for n, row in ROWS.items() if row.anchors()], ["RetinaHead"])
+)
 MIDDLE = (10, 6, 34, 28)
 
 

@@ -10,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cases import few
 from head_cases import (
     CLASSES,
+    FEW,
     IMAGE,
     ROWS,
     batch_for,
@@ -26,7 +28,7 @@ from visdet_jax import build_loss
 from visdet_jax.detectors import HEADS, AnchorHead, DenseHead, HeadOutputs
 
 close = functools.partial(chex.assert_trees_all_close, rtol=1e-5, atol=1e-7)
-every_head = pytest.mark.parametrize("name", ROWS)
+every_head = pytest.mark.parametrize("name", few(ROWS, FEW))
 
 
 @every_head

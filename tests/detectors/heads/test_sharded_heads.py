@@ -9,8 +9,10 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from cases import few
 from head_cases import (
     EVERY_ROW,
+    FEW,
     ROWS,
     batch_for,
     boxes_for,
@@ -23,7 +25,7 @@ from head_cases import (
 DEVICES = 8
 COUNTS = (3, 0, 1, 0, 2, 1, 4, 0)  # Boxes of an image, and each device has one image.
 close = functools.partial(chex.assert_trees_all_close, rtol=1e-12, atol=1e-14)
-every_head = pytest.mark.parametrize("name", EVERY_ROW)
+every_head = pytest.mark.parametrize("name", few(EVERY_ROW, FEW))
 
 
 def batch(head):

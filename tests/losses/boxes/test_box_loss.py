@@ -39,7 +39,12 @@ def name_of(case):
     return "-".join(f"{key}={x}" for key, x in case.items() if isinstance(x, str | float | bool))
 
 
-every_loss = pytest.mark.parametrize(("loss", "config"), ALL, ids=name_of)
+KINDS = (v.giou_loss, v.efficient_iou_loss, v.wiou_loss, v.bounded_iou_loss)  # without --all
+every_loss = pytest.mark.parametrize(
+    ("loss", "config"),
+    [case if case[0] in KINDS else pytest.param(*case, marks=pytest.mark.long) for case in ALL],
+    ids=name_of,
+)
 every_loss_per_box = pytest.mark.parametrize(("loss", "config"), PER_BOX, ids=name_of)
 
 

@@ -16,7 +16,8 @@ from visdet_jax.detectors.heads.criterion import Criterion
 from visdet_jax.detectors.heads.dense_head import DenseHead
 from visdet_jax.detectors.priors import AnchorGenerator, Grid, Sizes, inside_flags, valid_flags
 from visdet_jax.detectors.samplers.pseudo import PseudoSampler
-from visdet_jax.detectors.structures import HeadTargets
+from visdet_jax.detectors.structures import HeadTargets, Rows
+from visdet_jax.losses.boxes._box_loss import BoxLoss
 from visdet_jax.losses.classification.cross_entropy import CrossEntropyLoss
 from visdet_jax.losses.loss import Loss
 from visdet_jax.losses.regression.smooth_l1 import SmoothL1Loss
@@ -24,7 +25,10 @@ from visdet_jax.losses.regression.smooth_l1 import SmoothL1Loss
 
 @dataclass(frozen=True, kw_only=True)
 class AnchorHead(DenseHead):
-    """Base of the heads on anchors, with mmdet's defaults. A subclass defines `compute`.
+    """Base of the heads on anchors, with mmdet's defaults.
+
+    Unless a subclass defines another `compute`, the losses are the sum over the anchors of
+    `loss_cls`, and over the positives of `loss_bbox`, each divided by `count`.
 
     Args:
       anchor_generator: Makes the anchors, and knows the strides.
@@ -89,8 +93,26 @@ class AnchorHead(DenseHead):
         weights = jnp.where(targets.bbox_weights > 0, of_positives, targets.label_weights)
         return targets._replace(label_weights=weights)
 
+    def compute(self, criterion: Criterion, rows: Rows) -> None:
+        targets, count = rows.targets, self.count(criterion, rows.targets)
+        criterion.add("loss_cls", rows.cls_scores, targets.labels, targets.label_weights, count)
+        pred = rows.bbox_preds
+        if self.reg_decoded_bbox:
+            pred = self.bbox_coder.decode(rows.priors, pred)
+        weight = jnp.broadcast_to(targets.bbox_weights[..., None], pred.shape)
+        criterion.add("loss_bbox", pred, targets.bbox_targets, weight, count)
+
+    def count(self, criterion: Criterion, targets: HeadTargets) -> jax.Array:
+        """What `compute` divides the losses by."""
+        return count_positives(criterion, targets)
+
     def boxes(self, grid: Grid, bbox_preds: jax.Array, image_shapes: Any) -> jax.Array:
         return self.bbox_coder.decode(jnp.asarray(grid.priors[None]), bbox_preds, image_shapes)
+
+    def _raise_for_losses_of_boxes(self) -> None:
+        """Raises a ValueError where `loss_bbox` needs boxes and would get deltas."""
+        if isinstance(self.loss_bbox, BoxLoss) and not self.reg_decoded_bbox:
+            raise self.value_error(f"{self.loss_bbox!r} needs boxes: set reg_decoded_bbox=True")
 
     def _raise_unless_decoded(self) -> None:
         """Raises a ValueError where `loss_bbox` would not get boxes."""

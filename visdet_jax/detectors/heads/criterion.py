@@ -36,6 +36,8 @@ class Criterion:
     def add(self, name: str, pred: Any, target: Any, weight: jax.Array, avg_factor: Number) -> None:
         """Calls the loss of that name on arrays (B, N, ...), made arrays (B · N, ...).
 
+        A loss that gives several values by name (`SeesawLoss`) adds them by their own names.
+
         It is one call for all levels. Where `pred` is a list of levels, or the loss keeps
         statistics, it is the sum of one call for each level, as in mmdet, whose statistics are of a
         call.
@@ -65,7 +67,8 @@ class Criterion:
                 self.state[name], _flat(part), *rows, avg_factor, axis_name=self.axis_name
             )
             values.append(value)
-        self.losses[name] = functools.reduce(operator.add, values)
+        total = jax.tree.map(lambda *parts: functools.reduce(operator.add, parts), *values)
+        self.losses |= total if isinstance(total, dict) else {name: total}
 
     def total(self, count: jax.Array, least: float = 1) -> jax.Array:
         """max(count, least), with the count summed over all devices.

@@ -9,11 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from visdet_jax.boxes.nms import KeptDetections, batched_nms
 from visdet_jax.core.checks import check_array
-from visdet_jax.core.dtypes import compute_dtype
+from visdet_jax.core.dtypes import as_dtype, compute_dtype
 from visdet_jax.core.hyperparameters import Number
 from visdet_jax.detectors.heads.criterion import Criterion
 from visdet_jax.detectors.heads.head import Head, as_shapes, compiled, without_state
+from visdet_jax.detectors.postprocessing import TestConfig
 from visdet_jax.detectors.priors import Grid, Sizes
 from visdet_jax.detectors.structures import (
     AxisName,
@@ -33,7 +35,12 @@ class DenseHead(Head):
 
     Each of its losses is the sum over the levels. A subclass is its fields, its `strides`, and
     `grid`, `assign`, `compute` and `boxes`.
+
+    Args:
+      test_cfg: Which predictions `detect` makes detections.
     """
+
+    test_cfg: TestConfig = TestConfig()
 
     # What users call.
 
@@ -70,8 +77,16 @@ class DenseHead(Head):
         Returns: (losses, next state).
         Raises: ValueError, TypeError for shapes and types that do not fit.
         """
-        self.check_state(state)
         targets = self.targets(outputs, gt_boxes, gt_labels, image_shapes, pad_shapes)
+        return self.losses_of(state, outputs, targets, axis_name)
+
+    loss = without_state(update)
+
+    def losses_of(
+        self, state: States, outputs: HeadOutputs, targets: HeadTargets, axis_name: AxisName
+    ) -> tuple[Losses, States]:
+        """(losses, next state) of outputs whose targets are known."""
+        self.check_state(state)
         grid, maps = self._grid(outputs), self._maps(outputs)
         criterion = Criterion(self, state, grid.level_sizes, axis_name)
         rows = Rows(
@@ -87,8 +102,6 @@ class DenseHead(Head):
             rows = rows._replace(centernesses=centernesses)
         self.compute(criterion, rows)
         return criterion.losses, criterion.state
-
-    loss = without_state(update)
 
     @compiled
     def targets(
@@ -136,6 +149,25 @@ class DenseHead(Head):
         if "centernesses" in maps:
             scores *= jax.nn.sigmoid(maps["centernesses"].astype(scores.dtype))
         return Detections(self.boxes(grid, maps["bbox_preds"], image_shapes), scores)
+
+    @compiled
+    def detect(
+        self, outputs: HeadOutputs, image_shapes: Shapes | Sequence[Number] | None = None
+    ) -> KeptDetections:
+        """The detections of a batch, without duplicates, as `test_cfg` says.
+
+        Of each level the best `nms_pre` pairs of a prior and a class whose score is above
+        `score_thr` are candidates. Their boxes are decoded and clipped; what is left after
+        non-maximum suppression class by class, the best first, fills `max_per_img` slots.
+
+        Args:
+          outputs, image_shapes: See `decode`.
+
+        Returns: (B, S, ...) the boxes, scores and classes in their slots, the index of each one's
+          prior, and which slots hold one.
+        Raises: as `decode`; ValueError for a suppression other than dict(type="nms").
+        """
+        return self._detect(outputs, image_shapes, self.test_cfg, by_level=False)
 
     # What a subclass defines.
 
@@ -199,6 +231,68 @@ class DenseHead(Head):
         return 0, 0
 
     # The rest.
+
+    def _detect(
+        self, outputs: HeadOutputs, image_shapes: Any, config: TestConfig, by_level: bool
+    ) -> KeptDetections:
+        """See `detect`. Duplicates are suppressed class by class, or level by level."""
+        self._check_outputs(outputs)
+        grid, maps, threshold = self._grid(outputs), self._maps(outputs), config.iou_threshold()
+        dtype, batch = grid.priors.dtype, outputs.cls_scores[0].shape[0]
+        if image_shapes is not None:
+            image_shapes = jnp.broadcast_to(jnp.asarray(image_shapes).astype(dtype), (batch, 2))
+        classes = self.num_classes
+        score_thr = -np.inf if by_level else config.score_thr  # mmdet's RPN reads none.
+        least, min_size = as_dtype(dtype, score_thr, config.min_bbox_size)
+        starts = np.cumsum((0, *grid.level_sizes))
+
+        def candidates(level: int, logits: jax.Array) -> tuple[jax.Array, ...]:
+            """Scores, places among all priors, classes and levels of one level's best pairs."""
+            scores = self.scores(logits.astype(dtype)).reshape(-1)
+            scores = jnp.where(scores > least, scores, -jnp.inf)
+            count = scores.size if config.nms_pre <= 0 else min(config.nms_pre, scores.size)
+            scores, pairs = jax.lax.top_k(scores, count)
+            places = starts[level].item() + pairs // classes
+            return scores, places, pairs % classes, jnp.full_like(pairs, level)
+
+        def image(maps: dict[str, list[jax.Array]], shape: Any) -> KeptDetections:
+            parts = [candidates(level, x) for level, x in enumerate(maps["cls_scores"])]
+            scores, places, labels, levels = (jnp.concatenate(x) for x in zip(*parts, strict=True))
+            chosen = {
+                name: jnp.concatenate(x)[places] for name, x in maps.items() if name != "cls_scores"
+            }
+            boxes = self.boxes(
+                grid._replace(
+                    priors=jnp.asarray(grid.priors)[places],
+                    strides=jnp.asarray(grid.strides)[places],
+                ),
+                chosen["bbox_preds"][None],
+                None if shape is None else shape[None],
+            )[0]
+            exists = scores > -jnp.inf
+            if "centernesses" in chosen:
+                scores *= jax.nn.sigmoid(chosen["centernesses"][:, 0].astype(dtype))
+            sides = boxes[:, 2:] - boxes[:, :2]
+            exists &= (min_size < 0) | (sides > min_size).all(axis=1)
+            kept = batched_nms(
+                boxes,
+                scores,
+                levels if by_level else labels,
+                1.0 if threshold is None else threshold,
+                exists,
+                max_out=config.max_per_img,
+                class_agnostic=not by_level and getattr(config.nms, "class_agnostic", False),
+            )
+            row = kept.exists[:, None]
+            return KeptDetections(
+                boxes=jnp.where(row, boxes[kept.indices], 0),
+                scores=jnp.where(kept.exists, scores[kept.indices], 0),
+                labels=jnp.where(kept.exists, labels[kept.indices], -1),
+                indices=jnp.where(kept.exists, places[kept.indices], 0),
+                exists=kept.exists,
+            )
+
+        return jax.vmap(image)(maps, image_shapes)
 
     def _check_outputs(self, outputs: HeadOutputs) -> None:
         """Raises unless the outputs are what this head takes."""

@@ -22,7 +22,7 @@ from visdet_jax.detectors.assigners.assigner import EPS, without_padding
 from visdet_jax.detectors.structures import Detections, HeadTargets, Losses, States
 from visdet_jax.losses.loss import Loss
 
-H = TypeVar("H", bound="Head")
+H = TypeVar("H", bound="WithLosses")
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -96,7 +96,37 @@ def without_state(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Head(FrozenModule):
+class WithLosses(FrozenModule):
+    """Base of what has losses in its fields, or parts that have: their states by name."""
+
+    def init(self) -> States:
+        """The losses' states before the first `update`, by name; () for those that keep none."""
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {
+            name: part.init() for name, part in parts.items() if isinstance(part, Loss | WithLosses)
+        }
+
+    def stateless(self) -> States:
+        """The state of losses that keep none; a TypeError where one does."""
+        state = self.init()
+        if jax.tree.leaves(state):
+            names = [name for name, part in state.items() if jax.tree.leaves(part)]
+            raise TypeError(
+                f"{type(self).__name__}: {' and '.join(names)} keeps running statistics: write "
+                "`state = head.init()` once and `losses, state = head.update(state, ...)` at each "
+                "step"
+            )
+        return state
+
+    def check_state(self, state: States) -> None:
+        """Raises a ValueError unless the state has the form of what `init` gives."""
+        given, own = (jax.tree.map(lambda _: 0, tree) for tree in (state, self.init()))
+        if given != own:
+            raise ValueError(f"state must come from init() or update(), got {state}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head(WithLosses):
     """Base of the heads, which turn outputs of a network and ground truth into losses.
 
     A head has no parameters and is no network. Like a loss it is frozen, equal and hashed by value,
@@ -121,11 +151,6 @@ class Head(FrozenModule):
             self._check_fit(name, rows, pred, target)
 
     # What users call. The subclasses say of which arguments.
-
-    def init(self) -> States:
-        """The losses' states before the first `update`, by name; () for those that keep none."""
-        losses = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: loss.init() for name, loss in losses.items() if isinstance(loss, Loss)}
 
     def update(self, *args: Any, **options: Any) -> tuple[Losses, States]:
         """(losses, next state) of a state and a batch."""
@@ -197,24 +222,6 @@ class Head(FrozenModule):
             return jax.nn.sigmoid(logits)
         return jax.nn.softmax(logits, axis=-1)[..., : self.num_classes]
 
-    def stateless(self) -> States:
-        """The state of losses that keep none; a TypeError where one does."""
-        state = self.init()
-        if jax.tree.leaves(state):
-            names = [name for name, part in state.items() if jax.tree.leaves(part)]
-            raise TypeError(
-                f"{type(self).__name__}: {' and '.join(names)} keeps running statistics: write "
-                "`state = head.init()` once and `losses, state = head.update(state, ...)` at each "
-                "step"
-            )
-        return state
-
-    def check_state(self, state: States) -> None:
-        """Raises a ValueError unless the state has the form of what `init` gives."""
-        given, own = (jax.tree.map(lambda _: 0, tree) for tree in (state, self.init()))
-        if given != own:
-            raise ValueError(f"state must come from init() or update(), got {state}")
-
     def ground_truth(
         self, gt_boxes: Any, gt_labels: Any, batch: int, dtype: Any
     ) -> tuple[jax.Array, jax.Array]:
@@ -263,7 +270,7 @@ class Head(FrozenModule):
             value, _ = jax.eval_shape(loss.update, loss.init(), pred, target, weight, 1.0)
         except (TypeError, ValueError) as error:
             raise self.value_error(f"{what}, which does not fit {loss!r}: {error}") from error
-        if getattr(value, "shape", None) != ():
+        if any(part.shape != () for part in jax.tree.leaves(value)):
             raise self.value_error(
                 f"{what} and must give one number, which {loss!r} does not: {value}"
             )

@@ -2,14 +2,9 @@
 
 from dataclasses import dataclass
 
-import jax.numpy as jnp
-
-from visdet_jax.detectors.heads.anchor_head import AnchorHead, count_positives
-from visdet_jax.detectors.heads.criterion import Criterion
+from visdet_jax.detectors.heads.anchor_head import AnchorHead
 from visdet_jax.detectors.priors import AnchorGenerator
 from visdet_jax.detectors.registry import HEADS
-from visdet_jax.detectors.structures import Rows
-from visdet_jax.losses.boxes._box_loss import BoxLoss
 
 
 @HEADS.register_module()
@@ -38,15 +33,18 @@ class RetinaHead(AnchorHead):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.loss_bbox, BoxLoss) and not self.reg_decoded_bbox:
-            raise self.value_error(f"{self.loss_bbox!r} needs boxes: set reg_decoded_bbox=True")
+        self._raise_for_losses_of_boxes()
 
-    def compute(self, criterion: Criterion, rows: Rows) -> None:
-        targets = rows.targets
-        count = count_positives(criterion, targets)
-        criterion.add("loss_cls", rows.cls_scores, targets.labels, targets.label_weights, count)
-        pred = rows.bbox_preds
-        if self.reg_decoded_bbox:
-            pred = self.bbox_coder.decode(rows.priors, pred)
-        weight = jnp.broadcast_to(targets.bbox_weights[..., None], pred.shape)
-        criterion.add("loss_bbox", pred, targets.bbox_targets, weight, count)
+
+@HEADS.register_module()
+@dataclass(frozen=True, kw_only=True)
+class RetinaSepBNHead(RetinaHead):
+    """RetinaNet with batch norms of its own for each level: the losses are `RetinaHead`'s.
+
+    Args:
+      num_ins: Number of levels in a config of mmdet. It is the network's, and has no effect.
+
+    Source: mmdet's `RetinaSepBNHead`
+    """
+
+    num_ins: int = 5

@@ -32,15 +32,19 @@ class OwnClassifier(Loss):
             raise self.value_error(f"built for {self.num_classes} classes, asked for {num_classes}")
         return num_classes if self.use_sigmoid else num_classes + 1
 
-    def get_accuracy(self, cls_score: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
+    def get_accuracy(
+        self, cls_score: jax.Array, labels: jax.Array, rows: jax.Array | None = None
+    ) -> dict[str, jax.Array]:
         """The top-1 accuracy of the foreground classes, in percent, as `acc_classes`.
 
         Args:
           cls_score: Outputs of the classifier (N, channels).
           labels: Class indices (N,). Rows of `num_classes` and above, background, do not count.
+          rows: (N,) False for rows that do not count either. None is all True.
 
         Returns: {"acc_classes": (1,)}, 0 without a foreground row.
         """
         labels = as_labels("labels", labels)
         scores, foreground = cls_score[:, : self.num_classes], labels < self.num_classes
+        foreground = foreground if rows is None else foreground & rows
         return {"acc_classes": masked_accuracy(scores, labels, foreground)}

@@ -14,7 +14,7 @@ from visdet_jax.core.export import exportable
 from visdet_jax.core.hyperparameters import Count, NonNegative, Number
 from visdet_jax.core.jitted import jitted
 from visdet_jax.core.rules import LOGITS, Expected, classes
-from visdet_jax.losses.classification.accuracy import accuracy, masked_accuracy
+from visdet_jax.losses.classification.accuracy import masked_accuracy
 from visdet_jax.losses.classification.cross_entropy import cross_entropy
 from visdet_jax.losses.loss import StatefulLoss
 from visdet_jax.reduction import (
@@ -272,14 +272,24 @@ class SeesawLoss(StatefulLoss, function=(seesaw_ce_loss, seesaw_loss)):
         classes = jax.nn.softmax(classes, axis=-1) * objectness[..., :1]
         return jnp.concatenate([classes, objectness[..., 1:]], axis=-1)
 
-    def get_accuracy(self, cls_score: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
-        """Top-1 accuracies in percent: `acc_objectness`, and `acc_classes` over the objects."""
+    def get_accuracy(
+        self, cls_score: jax.Array, labels: jax.Array, rows: jax.Array | None = None
+    ) -> dict[str, jax.Array]:
+        """Top-1 accuracies in percent: `acc_objectness`, and `acc_classes` over the objects.
+
+        Args:
+          cls_score: Outputs of the classifier (N, C + 2).
+          labels: Class indices (N,), C for background.
+          rows: (N,) False for rows that do not count. None is all True.
+        """
         classes, objectness = self._classes_and_objectness(cls_score)
         labels = as_labels("labels", labels)
         is_background = (labels == self.num_classes).astype(jnp.int32)
+        rows = jnp.ones_like(labels, bool) if rows is None else rows
+        is_object = rows & (labels < self.num_classes)
         return {
-            "acc_objectness": accuracy(objectness, is_background),
-            "acc_classes": masked_accuracy(classes, labels, labels < self.num_classes),
+            "acc_objectness": masked_accuracy(objectness, is_background, rows),
+            "acc_classes": masked_accuracy(classes, labels, is_object),
         }
 
     def _classes_and_objectness(self, cls_score: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -1,0 +1,263 @@
+"""The second stage: from proposals to samples, and from their outputs to losses and detections."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from visdet_jax.boxes.nms import KeptDetections
+from visdet_jax.core.checks import as_labels, check_array
+from visdet_jax.core.dtypes import as_dtype, compute_dtype
+from visdet_jax.core.hyperparameters import Finite
+from visdet_jax.detectors.assigners.assigner import DROPPED, Assigner, pick, without_padding
+from visdet_jax.detectors.heads.bbox_head import BBoxHead
+from visdet_jax.detectors.heads.head import WithLosses, as_shapes, compiled, without_state
+from visdet_jax.detectors.postprocessing import TestConfig
+from visdet_jax.detectors.registry import HEADS
+from visdet_jax.detectors.samplers.pseudo import PseudoSampler
+from visdet_jax.detectors.samplers.sampler import NEGATIVE, POSITIVE, Sampler
+from visdet_jax.detectors.structures import (
+    AxisName,
+    Detections,
+    Losses,
+    Proposals,
+    RoIOutputs,
+    Samples,
+    Shapes,
+    States,
+)
+
+
+@HEADS.register_module()
+@dataclass(frozen=True, kw_only=True)
+class StandardRoIHead(WithLosses):
+    """The second stage of Faster R-CNN and Mask R-CNN.
+
+    Between its calls lies the network, which aligns the features of each sampled box:
+
+      samples = roi.sample(proposals, gt_boxes, gt_labels, key=key)
+      outputs = RoIOutputs(*network(features, samples.boxes))
+      losses = roi.loss(outputs, samples)
+
+    The losses are those of `BBoxHead`, and with masks those of `FCNMaskHead`.
+
+    Args:
+      bbox_head: The losses of classes and boxes.
+      mask_head: The loss of masks; None for a detector without masks.
+      assigner: Says which box each proposal learns.
+      sampler: Takes a fixed number of the proposals, at random with a key.
+      pos_weight: Weight of positives in the class loss, above 0. Any other number means 1.
+      mask_size: Height and width of the masks that are learnt, or one number for both.
+      soft_mask_target: Whether the masks that are learnt are the part of each pixel that is
+        covered, or 1 where that is at least half.
+      test_cfg: Which predictions `detect` makes detections.
+
+    Source: Ren et al. 2015, https://arxiv.org/abs/1506.01497; mmdet's `StandardRoIHead`
+    """
+
+    bbox_head: BBoxHead
+    assigner: Assigner
+    sampler: Sampler = PseudoSampler()
+    pos_weight: Finite = -1
+    mask_size: int | tuple[int, ...] = 28
+    soft_mask_target: bool = False
+    test_cfg: TestConfig = TestConfig()
+
+    @compiled
+    def sample(
+        self,
+        proposals: Proposals | KeptDetections,
+        gt_boxes: jax.Array,
+        gt_labels: jax.Array,
+        *,
+        key: jax.Array | None = None,
+        chosen: jax.Array | None = None,
+    ) -> Samples:
+        """The boxes that the network looks at, in fixed slots, and what they learn.
+
+        The candidates of an image are its G ground truths, where the sampler's
+        `add_gt_as_proposals` says so, and its P proposals. No gradient flows through them.
+
+        Args:
+          proposals: What `RPNHead.proposals` gives, or boxes of another origin (B, P, 4) with
+            which of them exist (B, P).
+          gt_boxes: (B, G, 4) as x1, y1, x2, y2, in pixels.
+          gt_labels: (B, G) integers of any width, from 0 to C - 1. Negative ones are padding, of
+            whose boxes nothing is read.
+          key: A `jax.random.key` for a sampler that draws. On several devices under `shard_map`
+            each needs its own.
+          chosen: (B, G + P) which candidates are sampled, in place of a draw: 1 for a positive, 2
+            for a negative, 0 for none. Then no key is needed.
+
+        Returns: the samples, of which there are `min(num, G + P)` slots.
+        Raises: ValueError, TypeError for shapes and types that do not fit, and for a key that is
+          missing.
+        """
+        boxes, exists = _checked_proposals(proposals)
+        dtype = compute_dtype(proposals=boxes, gt_boxes=gt_boxes)
+        batch = boxes.shape[0]
+        if gt_boxes.ndim != 3 or gt_boxes.shape[::2] != (batch, 4):
+            raise ValueError(f"gt_boxes must have shape ({batch}, G, 4), got {gt_boxes.shape}")
+        labels = as_labels("gt_labels", gt_labels, gt_boxes.shape[:2])
+        gt_boxes, labels = without_padding(gt_boxes, labels, dtype)
+        boxes = jnp.where(exists[..., None], boxes, 0).astype(dtype)
+
+        assign = jax.vmap(
+            lambda boxes, gt_boxes, labels, exists: self.assigner.assign(
+                boxes, gt_boxes, labels, exists, level_sizes=(boxes.shape[0],)
+            )
+        )
+        found = assign(boxes, gt_boxes, labels, exists)
+        own = jnp.arange(1, labels.shape[1] + 1, dtype=found.gt_inds.dtype)
+        are_candidates = (labels >= 0) & self.sampler.adds_gt
+        gt_inds = jnp.concatenate([jnp.where(are_candidates, own, DROPPED), found.gt_inds], axis=1)
+        overlaps = found.max_overlaps
+        if overlaps is not None:
+            overlaps = jnp.concatenate([are_candidates.astype(overlaps.dtype), overlaps], axis=1)
+        chosen = self.sampler.choose(gt_inds, key=key, overlaps=overlaps, chosen=chosen)
+        candidates = jnp.concatenate([gt_boxes, boxes], axis=1)
+        samples = jax.vmap(self._slots)(chosen, gt_inds, candidates, gt_boxes, labels)
+        return jax.lax.stop_gradient(samples)
+
+    @compiled
+    def update(
+        self,
+        state: States,
+        outputs: RoIOutputs,
+        samples: Samples,
+        gt_masks: jax.Array | None = None,
+        *,
+        axis_name: AxisName = None,
+    ) -> tuple[Losses, States]:
+        """The losses of a batch by name, each a scalar, and the next state.
+
+        Args:
+          state: From `init` or the last `update`; see `StatefulLoss`.
+          outputs: What the network gave for the boxes of `samples`; see `RoIOutputs`.
+          samples: From `sample`.
+          gt_masks: (B, G, H, W) the bitmaps of the ground truth, 0 and 1 of any type, for a head
+            with a `mask_head`.
+          axis_name: The mesh axis, or axes, over which the batch is spread inside `shard_map` or
+            `vmap(axis_name=...)`. The mean of the devices' losses is then the loss of the whole
+            batch.
+
+        Returns: (losses, next state).
+        Raises: ValueError, TypeError for shapes and types that do not fit.
+        """
+        self.check_state(state)
+        losses, of_boxes = self.bbox_head.update(
+            state["bbox_head"], outputs, samples, axis_name=axis_name
+        )
+        state = state | {"bbox_head": of_boxes}
+        return losses, state
+
+    loss = without_state(update)
+
+    @compiled
+    def decode(
+        self, outputs: RoIOutputs, boxes: jax.Array, image_shapes: Shapes | None = None
+    ) -> Detections:
+        """Boxes and scores of each region, for non-maximum suppression.
+
+        Args:
+          outputs: What the network gave for the boxes; see `RoIOutputs`.
+          boxes: (B, S, 4) as x1, y1, x2, y2, in pixels.
+          image_shapes: (B, 2) height and width of each image in pixels. Boxes are clipped to them
+            where given and where the coder's `clip_border` is True.
+
+        Returns: boxes (B, S, C, 4), or (B, S, 4) for all classes, and scores (B, S, C).
+        """
+        return self.bbox_head.decode(outputs, boxes, image_shapes)
+
+    @compiled
+    def detect(
+        self,
+        outputs: RoIOutputs,
+        proposals: Proposals | KeptDetections,
+        image_shapes: Shapes | None = None,
+    ) -> KeptDetections:
+        """The detections of a batch, without duplicates, as `test_cfg` says.
+
+        Args:
+          outputs: What the network gave for the boxes of the proposals; see `RoIOutputs`.
+          proposals: What `RPNHead.detect` gives, or boxes of another origin.
+          image_shapes: See `decode`.
+
+        Returns: (B, S, ...) the boxes, scores and classes in their slots, the index of each one's
+          proposal, and which slots hold one.
+        """
+        boxes, exists = _checked_proposals(proposals)
+        boxes = jnp.where(exists[..., None], boxes, 0)
+        return self.bbox_head.detect(outputs, Proposals(boxes, exists), image_shapes, self.test_cfg)
+
+    @compiled
+    def refine(self, outputs: RoIOutputs, samples: Samples, image_shapes: Shapes) -> Proposals:
+        """The boxes that the outputs mean, as the proposals of a cascade's next stage.
+
+        Of all samples, negatives too, but for the ground truths among them: those are marked as
+        not existing. A positive's box is that of its class, a negative's that of its best class. No
+        gradient flows through it.
+
+        Args:
+          outputs: What the network gave for the boxes of `samples`; see `RoIOutputs`.
+          samples: From `sample`.
+          image_shapes: (B, 2) height and width of each image in pixels, to which boxes are clipped.
+        """
+        shapes = as_shapes(
+            "image_shapes", image_shapes, samples.targets.labels, samples.boxes.dtype
+        )
+        return self.bbox_head.refine(outputs, samples, shapes)
+
+    def accuracy(self, outputs: RoIOutputs, samples: Samples) -> dict[str, jax.Array]:
+        """The part of the sampled regions whose class is right, in percent, by name."""
+        return self.bbox_head.accuracy(outputs, samples)
+
+    def _slots(
+        self,
+        chosen: jax.Array,
+        gt_inds: jax.Array,
+        candidates: jax.Array,
+        gt_boxes: jax.Array,
+        gt_labels: jax.Array,
+    ) -> Samples:
+        """The samples of one image: the chosen candidates, and what they learn."""
+        slots = self.sampler.slots(chosen.size)
+        rank = jnp.where(chosen == NEGATIVE, 1, jnp.where(chosen == POSITIVE, 0, 2))
+        places = jnp.argsort(rank, stable=True)[:slots].astype(jnp.int32)
+        exists = rank[places] < 2
+        gt_inds = jnp.where(exists, gt_inds[places], DROPPED)
+        boxes = jnp.where(exists[:, None], candidates[places], 0)
+        matched = pick(gt_boxes, gt_inds)
+        head = self.bbox_head
+        # A box that exists in place of an empty slot's, or the logarithm of its width is infinite.
+        filled = jnp.where(exists[:, None], boxes, jnp.asarray([0, 0, 1, 1], boxes.dtype))
+        learnt = matched if head.reg_decoded_bbox else head.bbox_coder.encode(filled, matched)
+        targets = head.make_targets(gt_inds, pick(gt_labels, gt_inds), learnt)
+        pos_weight = as_dtype(boxes.dtype, self.pos_weight)
+        of_positives = jnp.where(pos_weight > 0, pos_weight, 1)
+        weights = jnp.where(targets.bbox_weights > 0, of_positives, targets.label_weights)
+        return Samples(
+            boxes=boxes,
+            candidates=jnp.where(exists, places, -1),
+            is_gt=exists & (places < len(gt_labels)),
+            targets=targets._replace(label_weights=weights),
+        )
+
+
+def _checked_proposals(proposals: Any) -> tuple[jax.Array, jax.Array]:
+    """The boxes (B, P, 4) and which of them exist (B, P).
+
+    Raises: ValueError, TypeError for what does not fit.
+    """
+    if not isinstance(proposals, Proposals | KeptDetections):
+        raise TypeError(f"proposals must be Proposals, got {type(proposals).__name__}")
+    boxes, exists = proposals.boxes, proposals.exists
+    check_array("proposals.boxes", boxes)
+    check_array("proposals.exists", exists)
+    if boxes.ndim != 3 or boxes.shape[2] != 4 or exists.shape != boxes.shape[:2]:
+        raise ValueError(
+            "proposals must be boxes (B, P, 4) and exists (B, P), got "
+            f"{boxes.shape} and {exists.shape}"
+        )
+    return jnp.asarray(boxes), jnp.asarray(exists).astype(bool)

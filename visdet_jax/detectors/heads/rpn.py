@@ -1,0 +1,179 @@
+"""The region proposal network's head: the first stage of Faster R-CNN."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from visdet_jax.boxes.nms import KeptDetections
+from visdet_jax.core.checks import as_labels
+from visdet_jax.core.hyperparameters import Count
+from visdet_jax.detectors.assigners.assigner import IGNORED
+from visdet_jax.detectors.heads.anchor_head import AnchorHead, count_positives
+from visdet_jax.detectors.heads.criterion import Criterion
+from visdet_jax.detectors.heads.head import compiled, without_state
+from visdet_jax.detectors.postprocessing import NMS, TestConfig
+from visdet_jax.detectors.priors import AnchorGenerator
+from visdet_jax.detectors.registry import HEADS
+from visdet_jax.detectors.samplers.pseudo import PseudoSampler
+from visdet_jax.detectors.samplers.sampler import NOT_CHOSEN, POSITIVE, Sampler
+from visdet_jax.detectors.structures import (
+    AxisName,
+    HeadOutputs,
+    HeadTargets,
+    Losses,
+    Shapes,
+    States,
+)
+from visdet_jax.losses.loss import Loss
+from visdet_jax.losses.regression.smooth_l1 import L1Loss
+
+
+@HEADS.register_module()
+@dataclass(frozen=True, kw_only=True)
+class RPNHead(AnchorHead):
+    """Region proposal network: whether an anchor has an object, and that object's box.
+
+    All ground truth is of one class, whatever its labels. Of the anchors that are assigned the
+    sampler takes some. With n = Σ over images of max(positives, 1) + max(negatives, 1) of these,
+    `loss_rpn_cls` is the sum over the sampled anchors divided by n, and `loss_rpn_bbox` the sum
+    over the sampled positives, of all four coordinates, divided by n. Without a sampler all anchors
+    take part that are not ignored, and n = Σ max(positives, 1).
+
+    Args:
+      num_classes: Must be 1.
+      sampler: Takes a fixed number of the anchors, at random with a key.
+      test_cfg: Which boxes `detect` makes proposals: those of the second stage in evaluation.
+      rpn_proposal: Which boxes `proposals` makes proposals: those of the second stage in training,
+        as in mmdet's `train_cfg.rpn_proposal`. None takes `test_cfg`.
+
+    Source: Ren et al. 2015, https://arxiv.org/abs/1506.01497; mmdet's `RPNHead`
+    """
+
+    num_classes: Count = 1
+    anchor_generator: AnchorGenerator = AnchorGenerator(
+        scales=(8,), ratios=(0.5, 1.0, 2.0), strides=(4, 8, 16, 32, 64)
+    )
+    loss_bbox: Loss = L1Loss()
+    sampler: Sampler = PseudoSampler()
+    test_cfg: TestConfig = TestConfig(nms=NMS(iou_threshold=0.7), min_bbox_size=0, max_per_img=1000)
+    rpn_proposal: TestConfig | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_classes != 1:
+            raise self.value_error(f"num_classes must be 1, got {self.num_classes}")
+        self._raise_for_losses_of_boxes()
+
+    @compiled
+    def update(
+        self,
+        state: States,
+        outputs: HeadOutputs,
+        gt_boxes: jax.Array,
+        gt_labels: jax.Array,
+        image_shapes: Shapes | None = None,
+        pad_shapes: Shapes | None = None,
+        *,
+        key: jax.Array | None = None,
+        chosen: jax.Array | None = None,
+        axis_name: AxisName = None,
+    ) -> tuple[Losses, States]:
+        """The losses of a batch by name, each a scalar, and the next state.
+
+        Compiled once for all batches of the same shapes, however many boxes they hold.
+
+        Args:
+          state: From `init` or the last `update`; see `StatefulLoss`.
+          outputs: What the network gave; see `HeadOutputs`.
+          gt_boxes: (B, G, 4) as x1, y1, x2, y2, in pixels.
+          gt_labels: (B, G) integers of any width. Negative ones are padding, of whose boxes nothing
+            is read; all others mean an object, whatever its class.
+          image_shapes: (B, 2) height and width of each image in pixels, for anchors that reach over
+            its border. Unless given, what the cells of the finest feature map cover.
+          pad_shapes: (B, 2) height and width in pixels of each image with its own padding. Anchors
+            of cells beyond take no part; all do unless given.
+          key: A `jax.random.key` for a sampler that draws. On several devices under `shard_map`
+            each needs its own.
+          chosen: (B, N) which anchors are sampled, in place of a draw: 1 for a positive, 2 for a
+            negative, 0 for none. Then no key is needed.
+          axis_name: The mesh axis, or axes, over which the batch is spread inside `shard_map` or
+            `vmap(axis_name=...)`. The mean of the devices' losses is then the loss of the whole
+            batch.
+
+        Returns: (losses, next state).
+        Raises: ValueError, TypeError for shapes and types that do not fit, and for a key that is
+          missing.
+        """
+        targets = self.targets(
+            outputs, gt_boxes, gt_labels, image_shapes, pad_shapes, key=key, chosen=chosen
+        )
+        losses, state = self.losses_of(state, outputs, targets, axis_name)
+        return {name.replace("loss_", "loss_rpn_"): x for name, x in losses.items()}, state
+
+    loss = without_state(update)
+
+    @compiled
+    def targets(
+        self,
+        outputs: HeadOutputs,
+        gt_boxes: jax.Array,
+        gt_labels: jax.Array,
+        image_shapes: Shapes | None = None,
+        pad_shapes: Shapes | None = None,
+        *,
+        key: jax.Array | None = None,
+        chosen: jax.Array | None = None,
+    ) -> HeadTargets:
+        """What each anchor learns. The arguments are those of `loss`.
+
+        `gt_inds` is -1 for anchors that were not sampled.
+        """
+        labels = jnp.minimum(as_labels("gt_labels", gt_labels), 0)
+        targets = super().targets(outputs, gt_boxes, labels, image_shapes, pad_shapes)
+        chosen = self.sampler.choose(targets.gt_inds, key=key, chosen=chosen)
+        positive, sampled = chosen == POSITIVE, chosen != NOT_CHOSEN
+        return HeadTargets(
+            gt_inds=jnp.where(sampled, targets.gt_inds, jnp.minimum(targets.gt_inds, IGNORED)),
+            labels=jnp.where(positive, targets.labels, self.num_classes),
+            label_weights=jnp.where(sampled, targets.label_weights, 0),
+            bbox_targets=jnp.where(positive[..., None], targets.bbox_targets, 0),
+            bbox_weights=jnp.where(positive, targets.bbox_weights, 0),
+        )
+
+    @compiled
+    def proposals(self, outputs: HeadOutputs, image_shapes: Shapes | None = None) -> KeptDetections:
+        """The boxes that the second stage is trained on, as `rpn_proposal` says.
+
+        As `detect`, which goes by `test_cfg`. No gradient flows through it.
+
+        Args:
+          outputs, image_shapes: See `detect`.
+
+        Returns: (B, P, ...) the boxes and their scores in their slots, the index of each one's
+          anchor, and which slots hold one.
+        """
+        config = self.test_cfg if self.rpn_proposal is None else self.rpn_proposal
+        return self._detect(outputs, image_shapes, config, by_level=True)
+
+    @compiled
+    def detect(self, outputs: HeadOutputs, image_shapes: Any = None) -> KeptDetections:
+        """The proposals of `test_cfg`: the best of each level, without duplicates in a level.
+
+        Args:
+          outputs: What the network gave; see `HeadOutputs`.
+          image_shapes: (B, 2) height and width of each image in pixels, or one (height, width) for
+            all. Boxes are clipped to them where given and where the coder's `clip_border` is True.
+
+        Returns: (B, P, ...) the boxes and their scores in their slots, the index of each one's
+          anchor, and which slots hold one.
+        """
+        return self._detect(outputs, image_shapes, self.test_cfg, by_level=True)
+
+    def count(self, criterion: Criterion, targets: HeadTargets) -> jax.Array:
+        if isinstance(self.sampler, PseudoSampler):
+            return count_positives(criterion, targets)
+        positives = targets.bbox_weights.sum(1)
+        negatives = (targets.label_weights > 0).astype(positives.dtype).sum(1) - positives
+        return criterion.total((jnp.maximum(positives, 1) + jnp.maximum(negatives, 1)).sum())
