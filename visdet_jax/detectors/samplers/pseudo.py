@@ -2,11 +2,28 @@
 
 from dataclasses import dataclass
 
-from visdet_jax.core.frozen import FrozenModule
+import jax
+import jax.numpy as jnp
+
 from visdet_jax.detectors.registry import TASK_UTILS
+from visdet_jax.detectors.samplers.sampler import NEGATIVE, NOT_CHOSEN, POSITIVE, Sampler
 
 
 @TASK_UTILS.register_module()
 @dataclass(frozen=True, kw_only=True)
-class PseudoSampler(FrozenModule):
-    """No sampling: every positive and every negative takes part. The heads know no other one."""
+class PseudoSampler(Sampler):
+    """No sampling: every positive and every negative takes part."""
+
+    @property
+    def draws(self) -> bool:
+        return False
+
+    def sample(
+        self,
+        key: jax.Array | None,
+        gt_inds: jax.Array,
+        overlaps: jax.Array | None,
+        losses: jax.Array | None,
+    ) -> jax.Array:
+        negative = jnp.where(gt_inds == 0, NEGATIVE, NOT_CHOSEN)
+        return jnp.where(gt_inds > 0, POSITIVE, negative).astype(jnp.int8)
