@@ -5,6 +5,9 @@ formats      corners, corner and size, centre and size; pixels and fractions of 
 deltas       boxes as changes of a prior, for R-CNN, RetinaNet and most others
 distances    boxes as distances from a point to their sides, for FCOS, ATSS and GFL
 bins         boxes as distributions over bins, for D-FINE
+nms          non-maximum suppression into a fixed number of slots
+roi_align    what a feature map holds in regions, at one size
+masks        masks of boxes, cropped from bitmaps and pasted into them
 _pairs       what the overlaps and the losses of pairs of boxes are made of
 _gaussians   rotated boxes as Gaussians, and the distances of these
 """
@@ -18,4 +21,12 @@ from visdet_jax.boxes.distances import integral as integral
 from visdet_jax.boxes.formats import convert_boxes as convert_boxes
 from visdet_jax.boxes.formats import denormalize_boxes as denormalize_boxes
 from visdet_jax.boxes.formats import normalize_boxes as normalize_boxes
+from visdet_jax.boxes.masks import crop_masks as crop_masks
+from visdet_jax.boxes.masks import paste_masks as paste_masks
+from visdet_jax.boxes.nms import Kept as Kept
+from visdet_jax.boxes.nms import KeptDetections as KeptDetections
+from visdet_jax.boxes.nms import batched_nms as batched_nms
+from visdet_jax.boxes.nms import multiclass_nms as multiclass_nms
+from visdet_jax.boxes.nms import nms as nms
 from visdet_jax.boxes.overlap import bbox_overlaps as bbox_overlaps
+from visdet_jax.boxes.roi_align import roi_align as roi_align
