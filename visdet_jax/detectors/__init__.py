@@ -43,6 +43,7 @@ from visdet_jax.detectors.heads.detr import DETRHead as DETRHead
 from visdet_jax.detectors.heads.fcos import FCOSHead as FCOSHead
 from visdet_jax.detectors.heads.gfl import GFLHead as GFLHead
 from visdet_jax.detectors.heads.head import Head as Head
+from visdet_jax.detectors.heads.mask_head import FCNMaskHead as FCNMaskHead
 from visdet_jax.detectors.heads.retina import RetinaHead as RetinaHead
 from visdet_jax.detectors.heads.retina import RetinaSepBNHead as RetinaSepBNHead
 from visdet_jax.detectors.heads.roi_head import StandardRoIHead as StandardRoIHead

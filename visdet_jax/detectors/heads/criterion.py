@@ -47,14 +47,10 @@ class Criterion:
           pred: (B, N, ...), or a list of (B, n, ...), one for each level.
           target: An array (B, N, ...), or a tuple of them.
           weight: (B, N) or (B, N, ...).
-          avg_factor: What the sum over the whole batch is divided by. Each of several devices
-            divides by its part of it, so that the mean of their losses is the loss of the whole
-            batch.
+          avg_factor: What the sum over the whole batch is divided by.
         """
         loss, values = getattr(self.head, name), []
-        if self.axis_name is not None:
-            avg_factor = (avg_factor + AVG_FACTOR_EPS) / jax.lax.psum(1, self.axis_name)
-            avg_factor -= AVG_FACTOR_EPS  # The loss adds it again.
+        avg_factor = avg_factor_of_device(avg_factor, self.axis_name)
         if isinstance(pred, list):
             preds, levels = pred, self.levels
         elif isinstance(loss, StatefulLoss):
@@ -76,6 +72,17 @@ class Criterion:
         The maximum has to be of the sum: some devices have many positives, and some none.
         """
         return clamp_min(reduce_sum(count, self.axis_name), least)
+
+
+def avg_factor_of_device(avg_factor: Number, axis_name: AxisName) -> Number:
+    """The part of a whole batch's `avg_factor` that each of several devices divides by.
+
+    The mean of the devices' losses is then the loss of the whole batch.
+    """
+    if axis_name is None:
+        return avg_factor
+    avg_factor = (avg_factor + AVG_FACTOR_EPS) / jax.lax.psum(1, axis_name)
+    return avg_factor - AVG_FACTOR_EPS  # The loss adds it again.
 
 
 def _flat(x: jax.Array) -> jax.Array:

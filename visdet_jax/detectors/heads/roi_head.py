@@ -13,6 +13,7 @@ from visdet_jax.core.hyperparameters import Finite
 from visdet_jax.detectors.assigners.assigner import DROPPED, Assigner, pick, without_padding
 from visdet_jax.detectors.heads.bbox_head import BBoxHead
 from visdet_jax.detectors.heads.head import WithLosses, as_shapes, compiled, without_state
+from visdet_jax.detectors.heads.mask_head import FCNMaskHead
 from visdet_jax.detectors.postprocessing import TestConfig
 from visdet_jax.detectors.registry import HEADS
 from visdet_jax.detectors.samplers.pseudo import PseudoSampler
@@ -57,6 +58,7 @@ class StandardRoIHead(WithLosses):
     """
 
     bbox_head: BBoxHead
+    mask_head: FCNMaskHead | None = None
     assigner: Assigner
     sampler: Sampler = PseudoSampler()
     pos_weight: Finite = -1
@@ -150,7 +152,23 @@ class StandardRoIHead(WithLosses):
             state["bbox_head"], outputs, samples, axis_name=axis_name
         )
         state = state | {"bbox_head": of_boxes}
-        return losses, state
+        if self.mask_head is None:
+            if gt_masks is not None or outputs.mask_preds is not None:
+                raise ValueError("gt_masks and mask_preds must be None: this head has no mask_head")
+            return losses, state
+        if gt_masks is None or outputs.mask_preds is None:
+            raise ValueError("gt_masks and outputs.mask_preds must be given for the mask_head")
+        self._check_mask_slots(outputs.mask_preds, samples)
+        of_masks, state["mask_head"] = self.mask_head.update(
+            state["mask_head"],
+            outputs,
+            samples,
+            gt_masks,
+            self._mask_shape(),
+            self.soft_mask_target,
+            axis_name=axis_name,
+        )
+        return losses | of_masks, state
 
     loss = without_state(update)
 
@@ -209,9 +227,45 @@ class StandardRoIHead(WithLosses):
         )
         return self.bbox_head.refine(outputs, samples, shapes)
 
+    @compiled
+    def mask_targets(self, samples: Samples, gt_masks: jax.Array) -> jax.Array:
+        """The masks (B, M, h, w) that the samples learn, for a look.
+
+        Args:
+          samples: From `sample`.
+          gt_masks: (B, G, H, W) the bitmaps of the ground truth.
+
+        Returns: the masks of the first M slots, which hold all positives; 0 without a positive.
+        """
+        if self.mask_head is None:
+            raise ValueError("this head has no mask_head")
+        size, slots = self._mask_shape(), self.mask_slots(samples)
+        return self.mask_head.targets(samples, gt_masks, size, self.soft_mask_target, slots)
+
+    def mask_slots(self, samples: Samples) -> int:
+        """The number M of slots that may hold a positive, of which the network predicts masks."""
+        return min(self.sampler.positive_slots(samples.boxes.shape[1]), samples.boxes.shape[1])
+
     def accuracy(self, outputs: RoIOutputs, samples: Samples) -> dict[str, jax.Array]:
         """The part of the sampled regions whose class is right, in percent, by name."""
         return self.bbox_head.accuracy(outputs, samples)
+
+    def _mask_shape(self) -> tuple[int, int]:
+        """Height and width of the masks."""
+        size = self.mask_size
+        if isinstance(size, tuple):
+            height, width = size
+            return height, width
+        return size, size
+
+    def _check_mask_slots(self, mask_preds: jax.Array, samples: Samples) -> None:
+        """Raises a ValueError where a positive could have no mask."""
+        least = self.mask_slots(samples)
+        if mask_preds.ndim > 1 and mask_preds.shape[1] < least:
+            raise ValueError(
+                f"mask_preds must have the masks of the first {least} samples or more, got "
+                f"{mask_preds.shape}"
+            )
 
     def _slots(
         self,
