@@ -36,6 +36,7 @@ from visdet_jax.detectors.heads.bbox_head import ConvFCBBoxHead as ConvFCBBoxHea
 from visdet_jax.detectors.heads.bbox_head import DoubleConvFCBBoxHead as DoubleConvFCBBoxHead
 from visdet_jax.detectors.heads.bbox_head import Shared2FCBBoxHead as Shared2FCBBoxHead
 from visdet_jax.detectors.heads.bbox_head import Shared4Conv1FCBBoxHead as Shared4Conv1FCBBoxHead
+from visdet_jax.detectors.heads.cascade import CascadeRoIHead as CascadeRoIHead
 from visdet_jax.detectors.heads.criterion import Criterion as Criterion
 from visdet_jax.detectors.heads.dense_head import DenseHead as DenseHead
 from visdet_jax.detectors.heads.detr import DeformableDETRHead as DeformableDETRHead
@@ -60,6 +61,7 @@ from visdet_jax.detectors.registry import BRANCHES as BRANCHES
 from visdet_jax.detectors.registry import HEADS as HEADS
 from visdet_jax.detectors.registry import NETWORK_KEYS as NETWORK_KEYS
 from visdet_jax.detectors.registry import TASK_UTILS as TASK_UTILS
+from visdet_jax.detectors.registry import build_detector as build_detector
 from visdet_jax.detectors.registry import build_head as build_head
 from visdet_jax.detectors.samplers.pseudo import PseudoSampler as PseudoSampler
 from visdet_jax.detectors.samplers.random import RandomSampler as RandomSampler

@@ -15,7 +15,7 @@ from visdet_jax.detectors.heads.bbox_head import BBoxHead
 from visdet_jax.detectors.heads.head import WithLosses, as_shapes, compiled, without_state
 from visdet_jax.detectors.heads.mask_head import FCNMaskHead
 from visdet_jax.detectors.postprocessing import TestConfig
-from visdet_jax.detectors.registry import HEADS
+from visdet_jax.detectors.registry import BRANCHES, HEADS
 from visdet_jax.detectors.samplers.pseudo import PseudoSampler
 from visdet_jax.detectors.samplers.sampler import NEGATIVE, POSITIVE, Sampler
 from visdet_jax.detectors.structures import (
@@ -28,6 +28,9 @@ from visdet_jax.detectors.structures import (
     Shapes,
     States,
 )
+
+# Its config holds its branches' configs.
+HEADS.parts = {BBoxHead: BRANCHES, FCNMaskHead: BRANCHES, **HEADS.parts}
 
 
 @HEADS.register_module()
@@ -96,7 +99,7 @@ class StandardRoIHead(WithLosses):
         Raises: ValueError, TypeError for shapes and types that do not fit, and for a key that is
           missing.
         """
-        boxes, exists = _checked_proposals(proposals)
+        boxes, exists = checked_proposals(proposals)
         dtype = compute_dtype(proposals=boxes, gt_boxes=gt_boxes)
         batch = boxes.shape[0]
         if gt_boxes.ndim != 3 or gt_boxes.shape[::2] != (batch, 4):
@@ -205,27 +208,41 @@ class StandardRoIHead(WithLosses):
         Returns: (B, S, ...) the boxes, scores and classes in their slots, the index of each one's
           proposal, and which slots hold one.
         """
-        boxes, exists = _checked_proposals(proposals)
+        boxes, exists = checked_proposals(proposals)
         boxes = jnp.where(exists[..., None], boxes, 0)
-        return self.bbox_head.detect(outputs, Proposals(boxes, exists), image_shapes, self.test_cfg)
+        found = self.bbox_head.decode(outputs, boxes, image_shapes)
+        return self.bbox_head.detect(found, exists, self.test_cfg)
 
     @compiled
-    def refine(self, outputs: RoIOutputs, samples: Samples, image_shapes: Shapes) -> Proposals:
+    def refine(
+        self,
+        outputs: RoIOutputs,
+        samples: Samples | Proposals | KeptDetections,
+        image_shapes: Shapes,
+    ) -> Proposals:
         """The boxes that the outputs mean, as the proposals of a cascade's next stage.
 
-        Of all samples, negatives too, but for the ground truths among them: those are marked as
-        not existing. A positive's box is that of its class, a negative's that of its best class. No
-        gradient flows through it.
+        In training these are the samples, negatives too, but for the ground truths among them:
+        those are marked as not existing. A positive's box is that of its class, any other box that
+        of its best class. No gradient flows through it.
 
         Args:
-          outputs: What the network gave for the boxes of `samples`; see `RoIOutputs`.
-          samples: From `sample`.
+          outputs: What the network gave for the boxes; see `RoIOutputs`.
+          samples: From `sample`; in evaluation the proposals.
           image_shapes: (B, 2) height and width of each image in pixels, to which boxes are clipped.
         """
-        shapes = as_shapes(
-            "image_shapes", image_shapes, samples.targets.labels, samples.boxes.dtype
-        )
-        return self.bbox_head.refine(outputs, samples, shapes)
+        labels = None
+        if isinstance(samples, Samples):
+            targets = samples.targets
+            labels = jnp.where(targets.gt_inds > 0, targets.labels, -1)
+            exists = (targets.gt_inds >= 0) & ~samples.is_gt
+            proposals = Proposals(samples.boxes, exists)
+        else:
+            boxes, exists = checked_proposals(samples)
+            proposals = Proposals(jnp.where(exists[..., None], boxes, 0), exists)
+        like = proposals.boxes[..., 0]
+        shapes = as_shapes("image_shapes", image_shapes, like, proposals.boxes.dtype)
+        return self.bbox_head.refine(outputs, proposals, labels, shapes)
 
     @compiled
     def mask_targets(self, samples: Samples, gt_masks: jax.Array) -> jax.Array:
@@ -299,7 +316,7 @@ class StandardRoIHead(WithLosses):
         )
 
 
-def _checked_proposals(proposals: Any) -> tuple[jax.Array, jax.Array]:
+def checked_proposals(proposals: Any) -> tuple[jax.Array, jax.Array]:
     """The boxes (B, P, 4) and which of them exist (B, P).
 
     Raises: ValueError, TypeError for what does not fit.
