@@ -58,6 +58,22 @@ ROWS = {
         names=("loss_cls", "loss_bbox"),
         train_cfg={"assigner": MAX_IOU},
     ),
+    "RetinaSepBNHead": Row(
+        {
+            "type": "RetinaSepBNHead",
+            "num_classes": CLASSES,
+            "anchor_generator": {**ANCHORS, "ratios": [0.5, 1.0]},
+            "loss_cls": FOCAL,
+            "loss_bbox": {"type": "SmoothL1Loss", "beta": 0.11},
+        },
+        names=("loss_cls", "loss_bbox"),
+        train_cfg={"assigner": MAX_IOU},
+    ),
+    "RPNHead": Row(
+        {"type": "RPNHead", "anchor_generator": {**ANCHORS, "ratios": [0.5, 1.0]}},
+        names=("loss_rpn_cls", "loss_rpn_bbox"),
+        train_cfg={"assigner": MAX_IOU},
+    ),
     "FCOSHead": Row(
         {
             "type": "FCOSHead",
