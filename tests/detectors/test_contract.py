@@ -335,7 +335,7 @@ def numbers_of(name, row):
     """The fields that a call may read and that are numbers, and those that are tuples of them."""
     built = build(name, row)
     values = {field.name: getattr(built, field.name) for field in dataclasses.fields(built)}
-    values = {key: value for key, value in values.items() if key not in row.untraced}
+    values = {k: v for k, v in values.items() if k not in (*row.untraced, *row.static)}
     numbers = {key: value for key, value in values.items() if isinstance(value, float)}
     tuples = {key: value for key, value in values.items() if isinstance(value, tuple)}
     return numbers, tuples

@@ -10,7 +10,7 @@ ELSEWHERE = {
         BasePanopticFusionHead BaseSemanticHead BboxOverlaps2D_GLIP BoxInstBboxHead
         BoxInstMaskHead BucketingBBoxCoder CascadeRPNHead CascadeRoIHead CenterNetHead
         CenterNetUpdateHead CenterRegionAssigner CentripetalHead CoarseMaskHead
-        CombinedSampler CondInstBboxHead CondInstMaskHead ConditionalDETRHead
+        CondInstBboxHead CondInstMaskHead ConditionalDETRHead
         ConvFCBBoxHead CornerHead DABDETRHead DDODHead DDQDETRHead DIIHead DINOHead
         DecoupledSOLOHead DecoupledSOLOLightHead DeltaXYWHBBoxCoderForGLIP
         DoubleConvFCBBoxHead DoubleHeadRoIHead DynamicMaskHead DynamicRoIHead
@@ -18,15 +18,15 @@ ELSEWHERE = {
         FoveaHead FreeAnchorRetinaHead FusedSemanticHead GARPNHead GARetinaHead
         GlobalContextHead GridAssigner GridHead GridRoIHead GroundingDINOHead
         GuidedAnchorHead HTCMaskHead HeuristicFusionHead HybridTaskCascadeRoIHead
-        InstanceBalancedPosSampler IoUBalancedNegSampler LADHead LDHead
+        LADHead LDHead
         LegacyAnchorGenerator LegacyDeltaXYWHBBoxCoder LegacySSDAnchorGenerator
         Mask2FormerHead Mask2FormerTrackHead MaskFormerFusionHead MaskFormerHead
         MaskIoUHead MaskPointHead MaskPseudoSampler MaskScoringRoIHead
         MultiInsRandomSampler MultiInstanceAssigner MultiInstanceBBoxHead
-        MultiInstanceRoIHead NASFCOSHead OHEMSampler PAAHead PISARetinaHead PISARoIHead
+        MultiInstanceRoIHead NASFCOSHead PAAHead PISARetinaHead PISARoIHead
         PISASSDHead PanopticFPNHead PointAssigner PointGenerator PointRendRoIHead
         PseudoBBoxCoder QuasiDenseEmbedHead QuasiDenseTrackHead RPNHead RTMDetHead
-        RTMDetInsHead RTMDetInsSepBNHead RTMDetSepBNHead RandomSampler RegionAssigner
+        RTMDetInsHead RTMDetInsSepBNHead RTMDetSepBNHead RegionAssigner
         RepPointsHead RetinaSepBNHead RoIEmbedHead RoITrackHead SABLHead SABLRetinaHead
         SCNetBBoxHead SCNetMaskHead SCNetRoIHead SCNetSemanticHead SOLOHead SOLOV2Head
         SSDAnchorGenerator SSDHead ScoreHLRSampler Shared2FCBBoxHead
