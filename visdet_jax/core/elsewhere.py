@@ -6,33 +6,33 @@ A class that is added here leaves the list; a test says so.
 
 ELSEWHERE = {
     "mmdet": """
-        ATSSVLFusionHead AnchorFreeHead ApproxMaxIoUAssigner AutoAssignHead BBoxHead
+        ATSSVLFusionHead AnchorFreeHead ApproxMaxIoUAssigner AutoAssignHead
         BasePanopticFusionHead BaseSemanticHead BboxOverlaps2D_GLIP BoxInstBboxHead
-        BoxInstMaskHead BucketingBBoxCoder CascadeRPNHead CascadeRoIHead CenterNetHead
+        BoxInstMaskHead BucketingBBoxCoder CascadeRPNHead CenterNetHead
         CenterNetUpdateHead CenterRegionAssigner CentripetalHead CoarseMaskHead
-        CombinedSampler CondInstBboxHead CondInstMaskHead ConditionalDETRHead
-        ConvFCBBoxHead CornerHead DABDETRHead DDODHead DDQDETRHead DIIHead DINOHead
+        CombinedSampler CondInstBboxHead CondInstMaskHead
+        CornerHead DDODHead DDQDETRHead DIIHead DINOHead
         DecoupledSOLOHead DecoupledSOLOLightHead DeltaXYWHBBoxCoderForGLIP
-        DoubleConvFCBBoxHead DoubleHeadRoIHead DynamicMaskHead DynamicRoIHead
-        DynamicSoftLabelAssigner EmbeddingRPNHead FCNMaskHead FSAFHead FeatureRelayHead
+        DynamicMaskHead DynamicRoIHead
+        DynamicSoftLabelAssigner EmbeddingRPNHead FSAFHead FeatureRelayHead
         FoveaHead FreeAnchorRetinaHead FusedSemanticHead GARPNHead GARetinaHead
         GlobalContextHead GridAssigner GridHead GridRoIHead GroundingDINOHead
         GuidedAnchorHead HTCMaskHead HeuristicFusionHead HybridTaskCascadeRoIHead
         InstanceBalancedPosSampler IoUBalancedNegSampler LADHead LDHead
-        LegacyAnchorGenerator LegacyDeltaXYWHBBoxCoder LegacySSDAnchorGenerator
+        LegacySSDAnchorGenerator
         Mask2FormerHead Mask2FormerTrackHead MaskFormerFusionHead MaskFormerHead
         MaskIoUHead MaskPointHead MaskPseudoSampler MaskScoringRoIHead
         MultiInsRandomSampler MultiInstanceAssigner MultiInstanceBBoxHead
-        MultiInstanceRoIHead NASFCOSHead OHEMSampler PAAHead PISARetinaHead PISARoIHead
+        MultiInstanceRoIHead OHEMSampler PAAHead PISARetinaHead PISARoIHead
         PISASSDHead PanopticFPNHead PointAssigner PointGenerator PointRendRoIHead
-        PseudoBBoxCoder QuasiDenseEmbedHead QuasiDenseTrackHead RPNHead RTMDetHead
-        RTMDetInsHead RTMDetInsSepBNHead RTMDetSepBNHead RandomSampler RegionAssigner
-        RepPointsHead RetinaSepBNHead RoIEmbedHead RoITrackHead SABLHead SABLRetinaHead
+        PseudoBBoxCoder QuasiDenseEmbedHead QuasiDenseTrackHead RTMDetHead
+        RTMDetInsHead RTMDetInsSepBNHead RTMDetSepBNHead RegionAssigner
+        RepPointsHead RoIEmbedHead RoITrackHead SABLHead SABLRetinaHead
         SCNetBBoxHead SCNetMaskHead SCNetRoIHead SCNetSemanticHead SOLOHead SOLOV2Head
-        SSDAnchorGenerator SSDHead ScoreHLRSampler Shared2FCBBoxHead
-        Shared4Conv1FCBBoxHead SimOTAAssigner SparseRoIHead StageCascadeRPNHead
-        StandardRoIHead TBLRBBoxCoder TOODHead TaskAlignedAssigner TopkHungarianAssigner
-        TridentRoIHead UniformAssigner VFNetHead YOLACTHead YOLOAnchorGenerator
+        SSDAnchorGenerator SSDHead ScoreHLRSampler
+        SimOTAAssigner SparseRoIHead StageCascadeRPNHead
+        TOODHead TaskAlignedAssigner TopkHungarianAssigner
+        UniformAssigner VFNetHead YOLACTHead YOLOAnchorGenerator
         YOLOBBoxCoder YOLOFHead YOLOV3Head YOLOXHead
         """,
     "mmrotate": """
