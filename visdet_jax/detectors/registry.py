@@ -139,16 +139,29 @@ def build_detector(model: Any) -> dict[str, Any]:
         if two_stages:
             part = {"rpn_head": "rpn", "roi_head": "rcnn"}.get(name, name)
             train_cfg, test_cfg = _part(training, part), _part(testing, part)
-        if name == "rpn_head" and (proposals := _part(training, "rpn_proposal")) is not None:
-            config = {key: config[key] for key in config.keys()}  # noqa: SIM118
-            config["rpn_proposal"] = proposals
         try:
+            if name == "rpn_head":
+                config = _first_stage(config, _part(training, "rpn_proposal"))
             heads[name] = build_head(config, train_cfg, test_cfg)
         except (TypeError, ValueError) as error:
             problems.append(f"{name}: {error}")
     if problems:
         raise ValueError("build_detector: " + "; ".join(problems))
     return heads
+
+
+def _first_stage(config: Any, proposals: Any) -> Any:
+    """The config of an `rpn_head`, with its part of `train_cfg` if there is one.
+
+    The head of a detector with one stage gives way to its own form as a first stage.
+    """
+    config = {key: config[key] for key in config.keys()}  # noqa: SIM118
+    if proposals is not None:
+        config["rpn_proposal"] = proposals
+    if "type" in config:
+        cls = HEADS.find(config["type"], config.pop("_scope_", None))
+        config["type"] = HEADS[own] if (own := getattr(cls, "rpn_head", None)) else cls
+    return config
 
 
 def _part(config: Any, name: str) -> Any:

@@ -10,7 +10,7 @@ from visdet_jax.boxes.nms import KeptDetections, multiclass_nms
 from visdet_jax.core.checks import check_array
 from visdet_jax.core.devices import reduce_sum
 from visdet_jax.core.hyperparameters import Count
-from visdet_jax.detectors.coders import DeltaXYWHBBoxCoder
+from visdet_jax.detectors.coders import BoxCoder, DeltaXYWHBBoxCoder
 from visdet_jax.detectors.heads.criterion import Criterion
 from visdet_jax.detectors.heads.head import Head
 from visdet_jax.detectors.postprocessing import TestConfig
@@ -53,7 +53,7 @@ class BBoxHead(Head):
     """
 
     num_classes: Count = 80
-    bbox_coder: DeltaXYWHBBoxCoder = DeltaXYWHBBoxCoder(target_stds=(0.1, 0.1, 0.2, 0.2))
+    bbox_coder: BoxCoder = DeltaXYWHBBoxCoder(target_stds=(0.1, 0.1, 0.2, 0.2))
     reg_class_agnostic: bool = False
     reg_decoded_bbox: bool = False
     loss_cls: Loss = CrossEntropyLoss()

@@ -10,7 +10,7 @@ from visdet_jax.boxes.nms import KeptDetections
 from visdet_jax.core.checks import as_labels, check_array
 from visdet_jax.core.devices import reduce_sum
 from visdet_jax.core.dtypes import as_dtype, compute_dtype
-from visdet_jax.core.hyperparameters import Finite
+from visdet_jax.core.hyperparameters import Count, Finite, Positive
 from visdet_jax.core.rules import FINITE, UNIT, Expected, Rule
 from visdet_jax.detectors.assigners.assigner import DROPPED, Assigner, pick, without_padding
 from visdet_jax.detectors.heads.bbox_head import BBoxHead
@@ -338,6 +338,62 @@ class StandardRoIHead(WithLosses):
             is_gt=exists & (places < len(gt_labels)),
             targets=targets._replace(label_weights=weights),
         )
+
+
+@HEADS.register_module()
+@dataclass(frozen=True, kw_only=True)
+class DoubleHeadRoIHead(StandardRoIHead):
+    """Double-Head R-CNN's second stage: `StandardRoIHead`'s losses.
+
+    The network aligns the features of its two branches by itself, those for the boxes from regions
+    that are `reg_roi_scale_factor` times as large.
+
+    Args:
+      reg_roi_scale_factor: It is the network's, and has no effect.
+
+    Source: Wu et al. 2020, https://arxiv.org/abs/1904.06493; mmdet's `DoubleHeadRoIHead`
+    """
+
+    reg_roi_scale_factor: Positive = 1.3
+
+
+@HEADS.register_module()
+@dataclass(frozen=True, kw_only=True)
+class TridentRoIHead(StandardRoIHead):
+    """TridentNet's second stage: `StandardRoIHead`'s losses, of every branch of the network.
+
+    In training the batch holds each image once for every branch, with its ground truth, as if they
+    were images of their own. `detect` is of one branch, which is what `test_branch_idx` names.
+
+    Args:
+      num_branch: Number of branches in a config of mmdet. It is the network's, and has no effect.
+      test_branch_idx: The branch whose outputs `detect` gets; -1 means all of them, whose
+        detections are not put together here: `detect` then raises.
+
+    Source: Li et al. 2019, https://arxiv.org/abs/1901.01892; mmdet's `TridentRoIHead`
+    """
+
+    num_branch: Count = 3
+    test_branch_idx: int = 1
+
+    def detect(
+        self,
+        outputs: RoIOutputs,
+        proposals: Proposals | KeptDetections,
+        image_shapes: Shapes | None = None,
+    ) -> KeptDetections:
+        """The detections of one branch, as `StandardRoIHead.detect`.
+
+        Args:
+          outputs, proposals, image_shapes: See `StandardRoIHead.detect`.
+
+        Raises: ValueError where `test_branch_idx` asks for all branches.
+        """
+        if self.test_branch_idx < 0:
+            raise self.value_error(
+                f"detect is of one branch: set test_branch_idx, got {self.test_branch_idx}"
+            )
+        return super().detect(outputs, proposals, image_shapes)
 
 
 def checked_proposals(proposals: Any) -> tuple[jax.Array, jax.Array]:
