@@ -41,6 +41,14 @@ class Row:
     def head(self, **changes):
         return build_head({**self.config, **changes}, self.train_cfg)
 
+    def key(self, loss):
+        """The name by which the head gives a loss: "loss_rpn_cls" for an RPN's "loss_cls"."""
+        return next(name for name in self.names if name.endswith(loss.removeprefix("loss")))
+
+    def has_classes(self):
+        """Whether the head's number of classes may be chosen."""
+        return "num_classes" in self.config
+
     def anchors(self):
         return "anchor_generator" in self.config
 
@@ -56,6 +64,27 @@ ROWS = {
             "loss_bbox": {"type": "SmoothL1Loss", "beta": 0.11},
         },
         names=("loss_cls", "loss_bbox"),
+        train_cfg={"assigner": MAX_IOU},
+    ),
+    "RetinaSepBNHead": Row(
+        {
+            "type": "RetinaSepBNHead",
+            "num_classes": CLASSES,
+            "anchor_generator": {**ANCHORS, "ratios": [0.5, 1.0]},
+            "loss_cls": FOCAL,
+            "loss_bbox": {"type": "SmoothL1Loss", "beta": 0.11},
+        },
+        names=("loss_cls", "loss_bbox"),
+        train_cfg={"assigner": MAX_IOU},
+    ),
+    "RPNHead": Row(
+        {
+            "type": "RPNHead",
+            "anchor_generator": {**ANCHORS, "ratios": [0.5, 1.0]},
+            "loss_cls": FOCAL,
+            "loss_bbox": {"type": "L1Loss"},
+        },
+        names=("loss_rpn_cls", "loss_rpn_bbox"),
         train_cfg={"assigner": MAX_IOU},
     ),
     "FCOSHead": Row(

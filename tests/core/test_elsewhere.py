@@ -4,17 +4,17 @@ import pytest
 
 from visdet_jax import LOSSES
 from visdet_jax.core.elsewhere import ELSEWHERE, not_here
-from visdet_jax.detectors import HEADS, TASK_UTILS, build_head
+from visdet_jax.detectors import BRANCHES, HEADS, TASK_UTILS, build_head
 
 
 @pytest.mark.parametrize("library", ELSEWHERE)
 def test_what_is_here_is_not_on_the_list(library):
     listed = set(ELSEWHERE[library].split())
-    here = listed & {*LOSSES, *HEADS, *TASK_UTILS}
+    here = listed & {*LOSSES, *HEADS, *BRANCHES, *TASK_UTILS}
     assert not here, f"take {', '.join(sorted(here))} off the list in visdet_jax/core/elsewhere.py"
 
 
-@pytest.mark.parametrize("name", ["YOLOXHead", "RPNHead", "PAAHead"])
+@pytest.mark.parametrize("name", ["YOLOXHead", "SSDHead", "PAAHead"])
 def test_a_known_name_gets_a_plain_answer(name):
     for kind in (name, f"mmdet.{name}"):
         with pytest.raises(ValueError, match=f"mmdet's {name} is not here") as caught:

@@ -4,6 +4,7 @@ overlap      IoU, IoF and GIoU
 formats      corners, corner and size, centre and size; pixels and fractions of the image
 deltas       boxes as changes of a prior, for R-CNN, RetinaNet and most others
 distances    boxes as distances from a point to their sides, for FCOS, ATSS and GFL
+tblr         boxes as distances from a prior's centre, in its sizes, for FSAF
 bins         boxes as distributions over bins, for D-FINE
 nms          non-maximum suppression into a fixed number of slots
 roi_align    what a feature map holds in regions, at one size
@@ -14,6 +15,8 @@ _gaussians   rotated boxes as Gaussians, and the distances of these
 
 from visdet_jax.boxes.deltas import bbox2delta as bbox2delta
 from visdet_jax.boxes.deltas import delta2bbox as delta2bbox
+from visdet_jax.boxes.deltas import legacy_bbox2delta as legacy_bbox2delta
+from visdet_jax.boxes.deltas import legacy_delta2bbox as legacy_delta2bbox
 from visdet_jax.boxes.distances import bbox2distance as bbox2distance
 from visdet_jax.boxes.distances import centerness_target as centerness_target
 from visdet_jax.boxes.distances import distance2bbox as distance2bbox
@@ -30,3 +33,5 @@ from visdet_jax.boxes.nms import multiclass_nms as multiclass_nms
 from visdet_jax.boxes.nms import nms as nms
 from visdet_jax.boxes.overlap import bbox_overlaps as bbox_overlaps
 from visdet_jax.boxes.roi_align import roi_align as roi_align
+from visdet_jax.boxes.tblr import bboxes2tblr as bboxes2tblr
+from visdet_jax.boxes.tblr import tblr2bboxes as tblr2bboxes

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import inspect
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 from flax import nnx
@@ -28,6 +28,23 @@ class _ShownSignature:
             return inspect.signature(instance.__call__)
         _, *fields = inspect.signature(owner.__init__).parameters.values()
         return inspect.Signature(fields)
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts(Sequence[Any]):
+    """The modules of a field that holds several, as Flax takes them for one static value.
+
+    Keep it. A tuple of modules Flax takes for data, and raises a ValueError, since a static
+    attribute holds none.
+    """
+
+    modules: tuple[Any, ...]
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.modules[index]
+
+    def __len__(self) -> int:
+        return len(self.modules)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,6 +93,8 @@ class FrozenModule(nnx.Module):
                 raise TypeError(
                     f"{type(self).__name__}: {name} must be {describe(kind)}, got {value!r}"
                 )
+            if isinstance(value, tuple) and any(isinstance(x, FrozenModule) for x in value):
+                object.__setattr__(self, name, Parts(value))
         with errors_named(type(self).__name__):
             for function in self.functions:
                 for name, rule in allowed(function).items():

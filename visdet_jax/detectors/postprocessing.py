@@ -83,3 +83,13 @@ class TestConfig(FrozenModule):
         if not isinstance(self.nms, NMS):
             raise self.value_error(f"{self.nms!r} is not here: detect takes dict(type='nms')")
         return self.nms.iou_threshold
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProposalConfig(TestConfig):
+    """`TestConfig` for proposals of a first stage, which leaves none out for its score."""
+
+    score_thr: Finite = 0.0
+    nms: Suppression | None = NMS(iou_threshold=0.7)
+    min_bbox_size: Finite = 0
+    max_per_img: Count = 1000

@@ -137,6 +137,8 @@ class AnchorGenerator(PriorGenerator):
       octave_base_scale: The least of the scales, above 0.
       scales_per_octave: How many scales there are, at least 1.
       center_offset: Of an anchor's centre from its cell's corner, in base sizes, in [0, 1].
+      centers: Of each level the x, y of an anchor's centre from its cell's corner, in pixels, in
+        place of `center_offset`, which must be 0 then.
     """
 
     ratios: PositiveNumbers
@@ -146,6 +148,7 @@ class AnchorGenerator(PriorGenerator):
     octave_base_scale: Annotated[float, Range(0, without_low=True)] | None = None
     scales_per_octave: Annotated[int, Range(1)] | None = None
     center_offset: Annotated[float, Range(0, 1)] = 0.0
+    centers: Annotated[tuple[tuple[float, ...], ...], Range()] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -158,14 +161,41 @@ class AnchorGenerator(PriorGenerator):
             raise self.value_error(
                 f"{len(self.strides)} strides need as many base_sizes: {self.base_sizes}"
             )
+        if self.centers is not None:
+            if self.center_offset != 0:
+                raise self.value_error("give either centers or center_offset")
+            if len(self.centers) != len(self.strides) or any(len(x) != 2 for x in self.centers):
+                raise self.value_error(
+                    f"{len(self.strides)} strides need as many centers (x, y): {self.centers}"
+                )
 
     @property
     def num_base_priors(self) -> int:
         """How many anchors a cell has."""
         return len(self.ratios) * len(self._scales())
 
-    def base_anchors(self, base_size: float, dtype: Any = np.float32) -> np.ndarray:
-        """The anchors (A, 4) of the cell in the corner, in pixels."""
+    def base_anchors(
+        self, base_size: float, dtype: Any = np.float32, center: Sequence[float] | None = None
+    ) -> np.ndarray:
+        """The anchors (A, 4) of the cell in the corner, in pixels.
+
+        Args:
+          base_size: Of the level.
+          dtype: The type of the anchors.
+          center: The x, y of their centre; as `center_offset` says unless given.
+        """
+        return self._around(center, base_size, dtype, 0)
+
+    def priors_at(self, corners: np.ndarray, level: int) -> np.ndarray:
+        base_size = (self.base_sizes or self.strides)[level]
+        center = None if self.centers is None else self.centers[level]
+        anchors = self.base_anchors(base_size, corners.dtype.type, center)
+        return (np.tile(corners, 2)[:, None] + anchors).reshape(-1, 4)
+
+    def _around(
+        self, center: Sequence[float] | None, base_size: float, dtype: Any, last_pixel: int
+    ) -> np.ndarray:
+        """See `base_anchors`; corners are closer than a side is long by `last_pixel`."""
         # In the priors' own type from the start, as in mmdet: the same bits.
         ratios = np.sqrt(np.asarray(self.ratios, dtype))
         scales, size = np.asarray(self._scales(), dtype), dtype(base_size)
@@ -175,20 +205,35 @@ class AnchorGenerator(PriorGenerator):
         else:
             widths = (size * scales[:, None] * (1 / ratios)).ravel()
             heights = (size * scales[:, None] * ratios).ravel()
-        half_w, half_h = dtype(0.5) * widths, dtype(0.5) * heights
-        center = self.center_offset * size
-        return np.stack([center - half_w, center - half_h, center + half_w, center + half_h], 1)
-
-    def priors_at(self, corners: np.ndarray, level: int) -> np.ndarray:
-        base_size = (self.base_sizes or self.strides)[level]
-        anchors = self.base_anchors(base_size, corners.dtype.type)
-        return (np.tile(corners, 2)[:, None] + anchors).reshape(-1, 4)
+        half_w, half_h = dtype(0.5) * (widths - last_pixel), dtype(0.5) * (heights - last_pixel)
+        if center is None:
+            center = (self.center_offset * (size - last_pixel),) * 2
+        x, y = dtype(center[0]), dtype(center[1])
+        return np.stack([x - half_w, y - half_h, x + half_w, y + half_h], 1)
 
     def _scales(self) -> Sequence[float]:
         base, count = self.octave_base_scale, self.scales_per_octave
         if base is None or count is None:
             return self.scales or ()
         return [base * 2 ** (i / count) for i in range(count)]
+
+
+@TASK_UTILS.register_module()
+@dataclass(frozen=True, kw_only=True)
+class LegacyAnchorGenerator(AnchorGenerator):
+    """Anchors of mmdet 1, whose corners are whole pixels that belong to them.
+
+    So an anchor of width w reaches from x1 to x1 + w - 1, and its corners are rounded, halves to
+    the even number. Configs of mmdet 1's models set `center_offset=0.5`.
+
+    Source: mmdet's `LegacyAnchorGenerator`
+    """
+
+    def base_anchors(
+        self, base_size: float, dtype: Any = np.float32, center: Sequence[float] | None = None
+    ) -> np.ndarray:
+        # Always rounded in float32, as in mmdet: whole numbers are the same in every type.
+        return self._around(center, base_size, np.float32, 1).round().astype(dtype)
 
 
 @TASK_UTILS.register_module()

@@ -58,8 +58,8 @@ BRANCHES = Registry(
 HEADS = Registry("head", parts={Loss: LOSSES, FrozenModule: TASK_UTILS}, ignored=NETWORK_KEYS)
 
 
-def build_head(bbox_head: Any, train_cfg: Any = None) -> Any:
-    """The head of a config such as mmdet's `bbox_head`, and of its `train_cfg`.
+def build_head(bbox_head: Any, train_cfg: Any = None, test_cfg: Any = None) -> Any:
+    """The head of a config such as mmdet's `bbox_head`, and of its `train_cfg` and `test_cfg`.
 
       >>> head = build_head(dict(type="FCOSHead", num_classes=80, in_channels=256))
 
@@ -68,9 +68,11 @@ def build_head(bbox_head: Any, train_cfg: Any = None) -> Any:
         or objects. Keys of the network (`NETWORK_KEYS`) have no effect.
       train_cfg: More keys of the head: assigner, sampler, allowed_border, pos_weight. Its `debug`
         has no effect. None takes the `train_cfg` that `bbox_head` itself may hold. A head without
-        an assigner, such as FCOS's, does not read it.
+        an assigner, such as FCOS's, does not read it. Of a cascade a list, one for each stage.
+      test_cfg: Which predictions become detections, for heads that have `detect`. None takes the
+        `test_cfg` that `bbox_head` itself may hold.
 
-    Returns: a `Head`.
+    Returns: a `Head`, or the head of a second stage.
     Raises: ValueError, TypeError as `Registry.build`; ValueError for a key that stands in both.
     """
     if not is_config(bbox_head):
@@ -79,12 +81,89 @@ def build_head(bbox_head: Any, train_cfg: Any = None) -> Any:
     settings = {key: bbox_head[key] for key in bbox_head.keys()}  # noqa: SIM118
     own = settings.pop("train_cfg", None)
     training = own if train_cfg is None else train_cfg
-    if training is None or "type" not in settings:
+    if "type" not in settings:
         return HEADS.build(settings)
-    if "assigner" in field_types(HEADS.find(settings["type"], settings.get("_scope_"))):
+    cls = HEADS.find(settings["type"], settings.get("_scope_"))
+    if test_cfg is not None:
+        settings["test_cfg"] = test_cfg
+    if from_mmdet := getattr(cls, "from_mmdet", None):
+        return HEADS.build(from_mmdet(settings, training))
+    if training is not None and "assigner" in field_types(cls):
         for key in training.keys():  # noqa: SIM118
             if key in settings:
                 raise ValueError(f"{key} stands in the head's config and in its train_cfg")
             if key != "debug":
                 settings[key] = training[key]
     return HEADS.build(settings)
+
+
+# The heads that a whole model's config may have.
+_HEADS_OF_MODELS = ("rpn_head", "roi_head", "bbox_head", "mask_head", "panoptic_head")
+
+
+def build_detector(model: Any) -> dict[str, Any]:
+    """The heads of a whole model's config, by the names that they have in it.
+
+      >>> heads = build_detector(config["model"])
+      >>> rpn, roi = heads["rpn_head"], heads["roi_head"]
+
+    Each head gets its part of `train_cfg` and `test_cfg`: `rpn`, `rpn_proposal` and `rcnn` of a
+    detector with two stages, the whole of one with one. Backbone and neck have no effect. The model
+    in a config's `detector` (of semi-supervised training) is the one that is meant.
+
+    Args:
+      model: The `model` dict of a config of mmdet or visdet, or anything else with `keys()` and
+        `[]`.
+
+    Returns: the heads by name: `bbox_head`; or `rpn_head`, `roi_head`.
+    Raises: TypeError for what is no config; ValueError for a model without a head, and for heads
+      that do not build: the error says for each of them why.
+    """
+    if not is_config(model):
+        raise TypeError(f"build_detector takes a model's config, got {model!r}")
+    keys = model.keys()
+    if "detector" in keys:
+        return build_detector(model["detector"])
+    configs = {name: model[name] for name in _HEADS_OF_MODELS if name in keys and model[name]}
+    if not configs:
+        raise ValueError(
+            f"build_detector: a model must have one of {', '.join(_HEADS_OF_MODELS)}, got the keys "
+            f"{', '.join(keys)}"
+        )
+    training = _part(model, "train_cfg")
+    testing = _part(model, "test_cfg")
+    two_stages = "roi_head" in configs or "rpn_head" in configs
+    heads, problems = {}, []
+    for name, config in configs.items():
+        train_cfg, test_cfg = training, testing
+        if two_stages:
+            part = {"rpn_head": "rpn", "roi_head": "rcnn"}.get(name, name)
+            train_cfg, test_cfg = _part(training, part), _part(testing, part)
+        try:
+            if name == "rpn_head":
+                config = _first_stage(config, _part(training, "rpn_proposal"))
+            heads[name] = build_head(config, train_cfg, test_cfg)
+        except (TypeError, ValueError) as error:
+            problems.append(f"{name}: {error}")
+    if problems:
+        raise ValueError("build_detector: " + "; ".join(problems))
+    return heads
+
+
+def _first_stage(config: Any, proposals: Any) -> Any:
+    """The config of an `rpn_head`, with its part of `train_cfg` if there is one.
+
+    The head of a detector with one stage gives way to its own form as a first stage.
+    """
+    config = {key: config[key] for key in config.keys()}  # noqa: SIM118
+    if proposals is not None:
+        config["rpn_proposal"] = proposals
+    if "type" in config:
+        cls = HEADS.find(config["type"], config.pop("_scope_", None))
+        config["type"] = HEADS[own] if (own := getattr(cls, "rpn_head", None)) else cls
+    return config
+
+
+def _part(config: Any, name: str) -> Any:
+    """A key's value; None where the config is None or has no such key."""
+    return config[name] if is_config(config) and name in config.keys() else None  # noqa: SIM118

@@ -106,23 +106,6 @@ def _optimum(costs: jax.Array) -> Any:
     return jaxpr_as_fun(program)(costs)
 
 
-@dataclass(frozen=True)
-class _Costs(Sequence[MatchCost]):
-    """A sequence of costs that Flax takes for one static value.
-
-    Keep it. A tuple of modules Flax takes for data, and raises a ValueError, since a static
-    attribute holds none.
-    """
-
-    costs: tuple[MatchCost, ...]
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.costs[index]
-
-    def __len__(self) -> int:
-        return len(self.costs)
-
-
 @TASK_UTILS.register_module()
 @dataclass(frozen=True, kw_only=True)
 class HungarianAssigner(FrozenModule):
@@ -142,7 +125,6 @@ class HungarianAssigner(FrozenModule):
         super().__post_init__()
         if not self.match_costs:
             raise self.value_error("match_costs must be a cost or several, got none")
-        object.__setattr__(self, "match_costs", _Costs(tuple(self.costs)))
 
     @property
     def costs(self) -> Sequence[MatchCost]:

@@ -116,6 +116,8 @@ class MaxIoUAssigner(IoUAssigner, function=max_iou_assign):
       ignore_wrt_candidates: Has no effect: it is for regions to ignore.
       gpu_assign_thr: Has no effect: the matrix of all IoUs, which it keeps off the GPU, is never
         made.
+      perm_repeat_gt_cfg: Must be None. By it mmdet moves ground truths that stand there twice, at
+        random, so that each of them gets priors; that is not here.
     """
 
     pos_iou_thr: float
@@ -125,8 +127,14 @@ class MaxIoUAssigner(IoUAssigner, function=max_iou_assign):
     ignore_wrt_candidates: bool = True
     match_low_quality: bool = True
     gpu_assign_thr: float = -1
+    perm_repeat_gt_cfg: None = None
 
     def __post_init__(self) -> None:
+        if self.perm_repeat_gt_cfg is not None:
+            raise self.value_error(
+                "perm_repeat_gt_cfg must be None: equal ground truths are not moved apart at "
+                f"random here, got {self.perm_repeat_gt_cfg}"
+            )
         super().__post_init__()
         with errors_named(type(self).__name__):
             _background_interval(self.neg_iou_thr)

@@ -11,7 +11,7 @@ from visdet_jax.boxes.formats import convert_boxes
 from visdet_jax.core.dtypes import as_dtype
 from visdet_jax.core.hyperparameters import Finite
 from visdet_jax.detectors.assigners.assigner import Assigner, pick
-from visdet_jax.detectors.coders import DeltaXYWHBBoxCoder, DistancePointBBoxCoder
+from visdet_jax.detectors.coders import BoxCoder, DeltaXYWHBBoxCoder, DistancePointBBoxCoder
 from visdet_jax.detectors.heads.criterion import Criterion
 from visdet_jax.detectors.heads.dense_head import DenseHead
 from visdet_jax.detectors.priors import AnchorGenerator, Grid, Sizes, inside_flags, valid_flags
@@ -45,7 +45,7 @@ class AnchorHead(DenseHead):
     anchor_generator: AnchorGenerator = AnchorGenerator(
         scales=(8, 16, 32), ratios=(0.5, 1.0, 2.0), strides=(4, 8, 16, 32, 64)
     )
-    bbox_coder: DeltaXYWHBBoxCoder | DistancePointBBoxCoder = DeltaXYWHBBoxCoder()
+    bbox_coder: BoxCoder | DistancePointBBoxCoder = DeltaXYWHBBoxCoder()
     reg_decoded_bbox: bool = False
     loss_cls: Loss = CrossEntropyLoss(use_sigmoid=True)
     loss_bbox: Loss = SmoothL1Loss(beta=1 / 9)

@@ -10,11 +10,11 @@ from visdet_jax.boxes.nms import KeptDetections, multiclass_nms
 from visdet_jax.core.checks import check_array
 from visdet_jax.core.devices import reduce_sum
 from visdet_jax.core.hyperparameters import Count
-from visdet_jax.detectors.coders import DeltaXYWHBBoxCoder
+from visdet_jax.detectors.coders import BoxCoder, DeltaXYWHBBoxCoder
 from visdet_jax.detectors.heads.criterion import Criterion
-from visdet_jax.detectors.heads.head import Head, WithLosses
+from visdet_jax.detectors.heads.head import Head
 from visdet_jax.detectors.postprocessing import TestConfig
-from visdet_jax.detectors.registry import BRANCHES, HEADS
+from visdet_jax.detectors.registry import BRANCHES
 from visdet_jax.detectors.structures import (
     AxisName,
     Detections,
@@ -31,9 +31,6 @@ from visdet_jax.losses.classification.eqlv2 import EQLV2Loss
 from visdet_jax.losses.loss import Loss
 from visdet_jax.losses.regression.smooth_l1 import SmoothL1Loss
 from visdet_jax.reduction import AVG_FACTOR_EPS
-
-# A RoI head's config holds its branches' configs.
-HEADS.parts = {WithLosses: BRANCHES, **HEADS.parts}
 
 
 @BRANCHES.register_module()
@@ -56,7 +53,7 @@ class BBoxHead(Head):
     """
 
     num_classes: Count = 80
-    bbox_coder: DeltaXYWHBBoxCoder = DeltaXYWHBBoxCoder(target_stds=(0.1, 0.1, 0.2, 0.2))
+    bbox_coder: BoxCoder = DeltaXYWHBBoxCoder(target_stds=(0.1, 0.1, 0.2, 0.2))
     reg_class_agnostic: bool = False
     reg_decoded_bbox: bool = False
     loss_cls: Loss = CrossEntropyLoss()
@@ -117,11 +114,8 @@ class BBoxHead(Head):
             decoded = decoded.reshape(batch, slots, self.num_classes, 4)
         return Detections(decoded, self.scores(outputs.cls_scores.astype(dtype)))
 
-    def detect(
-        self, outputs: RoIOutputs, proposals: Proposals, image_shapes: Any, config: TestConfig
-    ) -> KeptDetections:
-        """The detections (B, S, ...) of a batch, without duplicates, as `config` says."""
-        found = self.decode(outputs, proposals.boxes, image_shapes)
+    def detect(self, found: Detections, exists: jax.Array, config: TestConfig) -> KeptDetections:
+        """The detections (B, S, ...) without duplicates, as `config` says, of what was decoded."""
         threshold = config.iou_threshold()
         suppress = jax.vmap(
             lambda boxes, scores, exists: multiclass_nms(
@@ -134,18 +128,24 @@ class BBoxHead(Head):
                 class_agnostic=getattr(config.nms, "class_agnostic", False),
             )
         )
-        kept: KeptDetections = suppress(found.boxes, found.scores, proposals.exists)
+        kept: KeptDetections = suppress(found.boxes, found.scores, exists)
         return kept
 
-    def refine(self, outputs: RoIOutputs, samples: Samples, image_shapes: jax.Array) -> Proposals:
-        """The boxes that the outputs mean, as proposals of the next stage; no ground truth."""
-        self.check_outputs(outputs, samples.boxes)
-        targets = samples.targets
+    def refine(
+        self,
+        outputs: RoIOutputs,
+        proposals: Proposals,
+        labels: jax.Array | None,
+        image_shapes: jax.Array,
+    ) -> Proposals:
+        """The boxes that the outputs mean: of the classes (B, S), or where negative of the best."""
+        self.check_outputs(outputs, proposals.boxes)
         best = outputs.cls_scores[..., : self.num_classes].argmax(axis=-1)
-        labels = jnp.where(targets.gt_inds > 0, targets.labels, best.astype(targets.labels.dtype))
-        deltas = self._of_labels(outputs.bbox_preds, labels).astype(samples.boxes.dtype)
-        boxes = self.bbox_coder.decode(samples.boxes, deltas, image_shapes)
-        exists = (targets.gt_inds >= 0) & ~samples.is_gt
+        if labels is not None:
+            best = jnp.where(labels >= 0, labels, best.astype(labels.dtype))
+        deltas = self._of_labels(outputs.bbox_preds, best).astype(proposals.boxes.dtype)
+        boxes = self.bbox_coder.decode(proposals.boxes, deltas, image_shapes)
+        exists = proposals.exists
         refined = Proposals(jnp.where(exists[..., None], boxes, 0), exists)
         return jax.lax.stop_gradient(refined)
 

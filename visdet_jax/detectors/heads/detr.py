@@ -312,3 +312,21 @@ class DeformableDETRHead(DETRHead):
     @property
     def background_weight(self) -> Any:
         return 0.0
+
+
+@HEADS.register_module()
+@dataclass(frozen=True, kw_only=True)
+class ConditionalDETRHead(DeformableDETRHead):
+    """Conditional DETR's criterion: Deformable DETR's.
+
+    Source: Meng et al. 2021, https://arxiv.org/abs/2108.06152; mmdet's `ConditionalDETRHead`
+    """
+
+
+@HEADS.register_module()
+@dataclass(frozen=True, kw_only=True)
+class DABDETRHead(DeformableDETRHead):
+    """DAB-DETR's criterion: Deformable DETR's.
+
+    Source: Liu et al. 2022, https://arxiv.org/abs/2201.12329; mmdet's `DABDETRHead`
+    """

@@ -8,14 +8,16 @@ import jax.numpy as jnp
 
 from visdet_jax.boxes.nms import KeptDetections
 from visdet_jax.core.checks import as_labels, check_array
+from visdet_jax.core.devices import reduce_sum
 from visdet_jax.core.dtypes import as_dtype, compute_dtype
-from visdet_jax.core.hyperparameters import Finite
+from visdet_jax.core.hyperparameters import Count, Finite, Positive
+from visdet_jax.core.rules import FINITE, UNIT, Expected, Rule
 from visdet_jax.detectors.assigners.assigner import DROPPED, Assigner, pick, without_padding
 from visdet_jax.detectors.heads.bbox_head import BBoxHead
 from visdet_jax.detectors.heads.head import WithLosses, as_shapes, compiled, without_state
 from visdet_jax.detectors.heads.mask_head import FCNMaskHead
 from visdet_jax.detectors.postprocessing import TestConfig
-from visdet_jax.detectors.registry import HEADS
+from visdet_jax.detectors.registry import BRANCHES, HEADS
 from visdet_jax.detectors.samplers.pseudo import PseudoSampler
 from visdet_jax.detectors.samplers.sampler import NEGATIVE, POSITIVE, Sampler
 from visdet_jax.detectors.structures import (
@@ -28,6 +30,9 @@ from visdet_jax.detectors.structures import (
     Shapes,
     States,
 )
+
+# Its config holds its branches' configs.
+HEADS.parts = {BBoxHead: BRANCHES, FCNMaskHead: BRANCHES, **HEADS.parts}
 
 
 @HEADS.register_module()
@@ -96,7 +101,7 @@ class StandardRoIHead(WithLosses):
         Raises: ValueError, TypeError for shapes and types that do not fit, and for a key that is
           missing.
         """
-        boxes, exists = _checked_proposals(proposals)
+        boxes, exists = checked_proposals(proposals)
         dtype = compute_dtype(proposals=boxes, gt_boxes=gt_boxes)
         batch = boxes.shape[0]
         if gt_boxes.ndim != 3 or gt_boxes.shape[::2] != (batch, 4):
@@ -205,27 +210,41 @@ class StandardRoIHead(WithLosses):
         Returns: (B, S, ...) the boxes, scores and classes in their slots, the index of each one's
           proposal, and which slots hold one.
         """
-        boxes, exists = _checked_proposals(proposals)
+        boxes, exists = checked_proposals(proposals)
         boxes = jnp.where(exists[..., None], boxes, 0)
-        return self.bbox_head.detect(outputs, Proposals(boxes, exists), image_shapes, self.test_cfg)
+        found = self.bbox_head.decode(outputs, boxes, image_shapes)
+        return self.bbox_head.detect(found, exists, self.test_cfg)
 
     @compiled
-    def refine(self, outputs: RoIOutputs, samples: Samples, image_shapes: Shapes) -> Proposals:
+    def refine(
+        self,
+        outputs: RoIOutputs,
+        samples: Samples | Proposals | KeptDetections,
+        image_shapes: Shapes,
+    ) -> Proposals:
         """The boxes that the outputs mean, as the proposals of a cascade's next stage.
 
-        Of all samples, negatives too, but for the ground truths among them: those are marked as
-        not existing. A positive's box is that of its class, a negative's that of its best class. No
-        gradient flows through it.
+        In training these are the samples, negatives too, but for the ground truths among them:
+        those are marked as not existing. A positive's box is that of its class, any other box that
+        of its best class. No gradient flows through it.
 
         Args:
-          outputs: What the network gave for the boxes of `samples`; see `RoIOutputs`.
-          samples: From `sample`.
+          outputs: What the network gave for the boxes; see `RoIOutputs`.
+          samples: From `sample`; in evaluation the proposals.
           image_shapes: (B, 2) height and width of each image in pixels, to which boxes are clipped.
         """
-        shapes = as_shapes(
-            "image_shapes", image_shapes, samples.targets.labels, samples.boxes.dtype
-        )
-        return self.bbox_head.refine(outputs, samples, shapes)
+        labels = None
+        if isinstance(samples, Samples):
+            targets = samples.targets
+            labels = jnp.where(targets.gt_inds > 0, targets.labels, -1)
+            exists = (targets.gt_inds >= 0) & ~samples.is_gt
+            proposals = Proposals(samples.boxes, exists)
+        else:
+            boxes, exists = checked_proposals(samples)
+            proposals = Proposals(jnp.where(exists[..., None], boxes, 0), exists)
+        like = proposals.boxes[..., 0]
+        shapes = as_shapes("image_shapes", image_shapes, like, proposals.boxes.dtype)
+        return self.bbox_head.refine(outputs, proposals, labels, shapes)
 
     @compiled
     def mask_targets(self, samples: Samples, gt_masks: jax.Array) -> jax.Array:
@@ -245,6 +264,28 @@ class StandardRoIHead(WithLosses):
     def mask_slots(self, samples: Samples) -> int:
         """The number M of slots that may hold a positive, of which the network predicts masks."""
         return min(self.sampler.positive_slots(samples.boxes.shape[1]), samples.boxes.shape[1])
+
+    def expects(
+        self,
+        outputs: RoIOutputs,
+        samples: Samples,
+        gt_masks: jax.Array | None = None,
+        *,
+        axis_name: AxisName = None,
+    ) -> list[Expected]:
+        """What `checked` looks at in a call of `loss`: arguments, and what their values must be."""
+        targets = samples.targets
+        sampled, positive = targets.gt_inds >= 0, targets.gt_inds > 0
+        none = Rule(lambda x: x == 0, "no region was sampled: is there a proposal?")
+        expected = [
+            Expected("outputs.cls_scores", outputs.cls_scores, FINITE, sampled[..., None]),
+            Expected("outputs.bbox_preds", outputs.bbox_preds, FINITE, positive[..., None]),
+            Expected("number of samples", reduce_sum(sampled.sum(), axis_name), none),
+        ]
+        if outputs.mask_preds is not None:
+            of_masks = positive[:, : outputs.mask_preds.shape[1], None, None, None]
+            expected.append(Expected("outputs.mask_preds", outputs.mask_preds, FINITE, of_masks))
+        return [*expected, Expected("gt_masks", gt_masks, UNIT)]
 
     def accuracy(self, outputs: RoIOutputs, samples: Samples) -> dict[str, jax.Array]:
         """The part of the sampled regions whose class is right, in percent, by name."""
@@ -299,7 +340,63 @@ class StandardRoIHead(WithLosses):
         )
 
 
-def _checked_proposals(proposals: Any) -> tuple[jax.Array, jax.Array]:
+@HEADS.register_module()
+@dataclass(frozen=True, kw_only=True)
+class DoubleHeadRoIHead(StandardRoIHead):
+    """Double-Head R-CNN's second stage: `StandardRoIHead`'s losses.
+
+    The network aligns the features of its two branches by itself, those for the boxes from regions
+    that are `reg_roi_scale_factor` times as large.
+
+    Args:
+      reg_roi_scale_factor: It is the network's, and has no effect.
+
+    Source: Wu et al. 2020, https://arxiv.org/abs/1904.06493; mmdet's `DoubleHeadRoIHead`
+    """
+
+    reg_roi_scale_factor: Positive = 1.3
+
+
+@HEADS.register_module()
+@dataclass(frozen=True, kw_only=True)
+class TridentRoIHead(StandardRoIHead):
+    """TridentNet's second stage: `StandardRoIHead`'s losses, of every branch of the network.
+
+    In training the batch holds each image once for every branch, with its ground truth, as if they
+    were images of their own. `detect` is of one branch, which is what `test_branch_idx` names.
+
+    Args:
+      num_branch: Number of branches in a config of mmdet. It is the network's, and has no effect.
+      test_branch_idx: The branch whose outputs `detect` gets; -1 means all of them, whose
+        detections are not put together here: `detect` then raises.
+
+    Source: Li et al. 2019, https://arxiv.org/abs/1901.01892; mmdet's `TridentRoIHead`
+    """
+
+    num_branch: Count = 3
+    test_branch_idx: int = 1
+
+    def detect(
+        self,
+        outputs: RoIOutputs,
+        proposals: Proposals | KeptDetections,
+        image_shapes: Shapes | None = None,
+    ) -> KeptDetections:
+        """The detections of one branch, as `StandardRoIHead.detect`.
+
+        Args:
+          outputs, proposals, image_shapes: See `StandardRoIHead.detect`.
+
+        Raises: ValueError where `test_branch_idx` asks for all branches.
+        """
+        if self.test_branch_idx < 0:
+            raise self.value_error(
+                f"detect is of one branch: set test_branch_idx, got {self.test_branch_idx}"
+            )
+        return super().detect(outputs, proposals, image_shapes)
+
+
+def checked_proposals(proposals: Any) -> tuple[jax.Array, jax.Array]:
     """The boxes (B, P, 4) and which of them exist (B, P).
 
     Raises: ValueError, TypeError for what does not fit.

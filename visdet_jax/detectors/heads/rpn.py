@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from visdet_jax.boxes.nms import KeptDetections
 from visdet_jax.core.checks import as_labels
@@ -170,6 +171,10 @@ class RPNHead(AnchorHead):
           anchor, and which slots hold one.
         """
         return self._detect(outputs, image_shapes, self.test_cfg, by_level=True)
+
+    @property
+    def last_label(self) -> int:
+        return np.iinfo(np.int32).max  # Objects of every class are of one class here.
 
     def count(self, criterion: Criterion, targets: HeadTargets) -> jax.Array:
         if isinstance(self.sampler, PseudoSampler):
