@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from detectors.samplers.sampler_cases import assert_uniform
+from programs import compiled
 from visdet_jax.detectors.samplers._fill import fill_at_random
 
 
@@ -21,3 +22,12 @@ def test_the_preferred_are_drawn_first_and_all_others_are_equally_likely(count):
     for part in (first, rest):
         if 0 < drawn[0, part].sum() < part.sum():
             assert_uniform(drawn & part, part)
+
+
+def test_the_largest_are_searched_for_and_not_all_are_sorted():
+    among = np.ones(5000, bool)
+    program = compiled(
+        lambda key, among: fill_at_random(key, ~among, among, 256, 256), jax.random.key(0), among
+    ).as_text()
+    assert 'custom_call_target="TopK"' in program
+    assert " sort(" not in program
