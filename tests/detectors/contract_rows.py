@@ -341,6 +341,8 @@ ROWS: dict[str, list[Row]] = {
         CostRow({"pred_act": True}),
     ],
     "DistancePointBBoxCoder": [CoderRow(size=2), CoderRow({"clip_border": False}, size=2)],
+    "nms": [Row(untraced=("max_num", "split_thr"))],
+    "soft_nms": [Row()],
     "FocalLossCost": [CostRow(), CostRow({"binary_input": True, "gamma": 1.5})],
     "HungarianAssigner": [
         MatcherRow({"match_costs": COSTS}),

@@ -37,7 +37,7 @@ class SoftNMS(Suppression):
     """mmcv's soft suppression, so that configs that name it build; `detect` raises for it.
 
     Args:
-      iou_threshold, sigma, min_score, method: mmcv's.
+      iou_threshold, sigma, min_score, method: Keys of mmcv without effect.
     """
 
     iou_threshold: Fraction = 0.3
