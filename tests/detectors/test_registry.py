@@ -367,7 +367,7 @@ RANDOM = {"type": "RandomSampler", "num": 256, "pos_fraction": 0.5}
         (
             RETINA,
             change(RETINA_TRAIN, sampler=RANDOM),
-            TypeError,
+            ValueError,
             "RetinaHead: sampler must be PseudoSampler, got RandomSampler(num=256",
         ),
         (RETINA, None, ValueError, "RetinaHead needs a key 'assigner' in its config"),

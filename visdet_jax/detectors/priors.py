@@ -25,9 +25,11 @@ class Grid(NamedTuple):
     Constants in NumPy: they depend on the feature sizes alone.
     """
 
-    priors: np.ndarray  # (N, 4) anchors as x1, y1, x2, y2, or (N, 2) points as x, y; pixels
+    priors: (
+        np.ndarray | jax.Array
+    )  # (N, 4) anchors as x1, y1, x2, y2, or (N, 2) points as x, y; pixels
     corners: np.ndarray  # (N, 2) x, y of the upper left corner of the prior's cell, pixels
-    strides: np.ndarray  # (N,) of the prior's level, pixels
+    strides: np.ndarray | jax.Array  # (N,) of the prior's level, pixels
     level_sizes: tuple[int, ...]  # priors of each level
 
 

@@ -106,6 +106,10 @@ class WithLosses(FrozenModule):
             name: part.init() for name, part in parts.items() if isinstance(part, Loss | WithLosses)
         }
 
+    def update(self, *args: Any, **options: Any) -> tuple[Losses, States]:
+        """(losses, next state) of a state and a batch."""
+        raise NotImplementedError(f"{type(self).__name__} must define update")
+
     def stateless(self) -> States:
         """The state of losses that keep none; a TypeError where one does."""
         state = self.init()
@@ -151,10 +155,6 @@ class Head(WithLosses):
             self._check_fit(name, rows, pred, target)
 
     # What users call. The subclasses say of which arguments.
-
-    def update(self, *args: Any, **options: Any) -> tuple[Losses, States]:
-        """(losses, next state) of a state and a batch."""
-        raise NotImplementedError(f"{type(self).__name__} must define update")
 
     def targets(self, *args: Any, **options: Any) -> HeadTargets:
         """What each prior or query learns."""
