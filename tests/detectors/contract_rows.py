@@ -301,6 +301,10 @@ ROWS: dict[str, list[Row]] = {
         MatcherRow({"match_costs": {"type": "ClassificationCost"}}),
     ],
     "IoUCost": [CostRow(), CostRow({"iou_mode": "iou"}), CostRow({"iou_mode": "iof"})],
+    "LegacyAnchorGenerator": [
+        PriorRow({"strides": (8, 16), "ratios": (0.5, 1.0), **OCTAVES, "center_offset": 0.5}),
+    ],
+    "LegacyDeltaXYWHBBoxCoder": [CoderRow(), CoderRow(STDS)],
     "MaxIoUAssigner": [
         AssignerRow({"pos_iou_thr": 0.5, "neg_iou_thr": 0.4, "min_pos_iou": 0.1}),
         AssignerRow(
@@ -310,6 +314,7 @@ ROWS: dict[str, list[Row]] = {
     ],
     "MlvlPointGenerator": [PriorRow({"strides": (8, 16), "offset": 0.25}, size=2)],
     "PseudoSampler": [Row()],
+    "TBLRBBoxCoder": [CoderRow(), CoderRow({"normalizer": (1.0, 2.0, 4.0, 0.5)})],
 }
 
 
