@@ -4,9 +4,17 @@ import numpy as np
 import pytest
 
 from boxes.inputs import check_finite, check_half_floats
-from visdet_jax.boxes import bbox2delta, convert_boxes, delta2bbox
+from visdet_jax.boxes import (
+    bbox2delta,
+    convert_boxes,
+    delta2bbox,
+    legacy_bbox2delta,
+    legacy_delta2bbox,
+)
 
-both_functions = pytest.mark.parametrize("function", [bbox2delta, delta2bbox])
+every_function = pytest.mark.parametrize(
+    "function", [bbox2delta, delta2bbox, legacy_bbox2delta, legacy_delta2bbox]
+)
 
 
 def test_deltas_of_a_box_by_hand():
@@ -16,6 +24,27 @@ def test_deltas_of_a_box_by_hand():
     np.testing.assert_allclose(scaled, [[5, 0, 5 * np.log(2), 0]], atol=1e-6)
     back = delta2bbox(prior, scaled, means=(0.5, 0.0, 0.0, 0.0), stds=(0.1, 1.0, 0.2, 1.0))
     np.testing.assert_allclose(back, box, atol=1e-5)
+
+
+def test_legacy_deltas_by_hand():
+    # From x1 to x2 there are x2 - x1 + 1 pixels: 10 of the prior, 20 of the box.
+    prior, box = np.array([[0, 0, 9, 9]], np.float32), np.array([[5, 0, 24, 9]], np.float32)
+    deltas = legacy_bbox2delta(prior, box)
+    np.testing.assert_allclose(deltas, [[1, 0, np.log(2), 0]], atol=1e-7)
+    np.testing.assert_allclose(legacy_delta2bbox(prior, deltas), [[4.5, -0.5, 24.5, 9.5]], 1e-5)
+
+
+def test_legacy_boxes_of_mmdets_docstring():
+    rois = np.array([[0, 0, 1, 1], [0, 0, 1, 1], [0, 0, 1, 1], [5, 5, 5, 5]], np.float32)
+    deltas = [[0, 0, 0, 0], [1, 1, 1, 1], [0, 0, 2, -1], [0.7, -1.9, -0.5, 0.3]]
+    expected = [
+        [0.0000, 0.0000, 1.5000, 1.5000],
+        [0.0000, 0.0000, 5.2183, 5.2183],
+        [0.0000, 0.1321, 7.8891, 0.8679],
+        [5.3967, 2.4251, 6.0033, 3.7749],
+    ]
+    boxes = legacy_delta2bbox(rois, np.array(deltas, np.float32), max_shape=(32, 32))
+    np.testing.assert_allclose(boxes, expected, atol=5e-5)
 
 
 def test_sides_change_by_a_bounded_factor():
@@ -48,11 +77,11 @@ def test_errors(call, message):
         call(np.ones((3, 4), np.float32))
 
 
-@both_functions
+@every_function
 def test_half_floats_are_computed_in_float32(function):
     check_half_floats(function, 4, 4)
 
 
-@both_functions
+@every_function
 def test_values_and_gradients_are_finite(function):
     check_finite(function, 4, 4)

@@ -354,6 +354,10 @@ ROWS: dict[str, list[Row]] = {
         SamplerRow(LIMITS | {"floor_thr": 0.1, "floor_fraction": 0.3, "num_bins": 1}),
     ],
     "IoUCost": [CostRow(), CostRow({"iou_mode": "iou"}), CostRow({"iou_mode": "iof"})],
+    "LegacyAnchorGenerator": [
+        PriorRow({"strides": (8, 16), "ratios": (0.5, 1.0), **OCTAVES, "center_offset": 0.5}),
+    ],
+    "LegacyDeltaXYWHBBoxCoder": [CoderRow(), CoderRow(STDS)],
     "MaxIoUAssigner": [
         AssignerRow({"pos_iou_thr": 0.5, "neg_iou_thr": 0.4, "min_pos_iou": 0.1}),
         AssignerRow(
@@ -365,6 +369,7 @@ ROWS: dict[str, list[Row]] = {
     "OHEMSampler": [SamplerRow(LIMITS)],
     "PseudoSampler": [SamplerRow()],
     "RandomSampler": [SamplerRow(LIMITS), SamplerRow(LIMITS | {"neg_pos_ub": 2.5})],
+    "TBLRBBoxCoder": [CoderRow(), CoderRow({"normalizer": (1.0, 2.0, 4.0, 0.5)})],
 }
 
 

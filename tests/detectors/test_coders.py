@@ -8,13 +8,24 @@ import pytest
 from golden.read_heads import read
 from visdet_jax import bbox_overlaps
 from visdet_jax.boxes import bbox2distance, centerness_target, convert_boxes, integral
-from visdet_jax.detectors import TASK_UTILS, DeltaXYWHBBoxCoder, DistancePointBBoxCoder
+from visdet_jax.detectors import (
+    TASK_UTILS,
+    DeltaXYWHBBoxCoder,
+    DistancePointBBoxCoder,
+    LegacyDeltaXYWHBBoxCoder,
+    TBLRBBoxCoder,
+)
 
 ARRAYS, CONFIG = read("coders")
 INPUTS = {k: v.astype(np.float64) for k, v in ARRAYS.items() if v.dtype == np.float32}
 CODERS = {key: TASK_UTILS.build(case["coder"]) for key, case in CONFIG["cases"].items()}
 SHAPE = np.array([128.0, 160.0])
 
+LATER, LATER_CONFIG = read("legacy")
+LATER_INPUTS = {k: LATER[k].astype(np.float64) for k in ("priors", "gts", "deltas")}
+LATER_CODERS = {key: TASK_UTILS.build(config) for key, config in LATER_CONFIG["coders"].items()}
+
+every_later = pytest.mark.parametrize("key", LATER_CODERS)
 every_delta = pytest.mark.parametrize("key", ["delta0", "delta1", "delta2", "delta3"])
 every_distance = pytest.mark.parametrize("key", ["dist0", "dist1"])
 
@@ -58,6 +69,40 @@ def test_decode(key, name, options, x64):
     assert np.isfinite(gradient).all()
     if f"{key}_{name}_vjp" in ARRAYS:
         close(gradient, ARRAYS[f"{key}_{name}_vjp"])
+
+
+@every_later
+def test_legacy_and_tblr_coders_encode(key, x64):
+    close(
+        LATER_CODERS[key].encode(*(LATER_INPUTS[k] for k in ("priors", "gts"))),
+        LATER[f"{key}_encode"],
+    )
+    single = LATER_CODERS[key].encode(LATER["priors"], LATER["gts"])
+    close(single, LATER[f"{key}_encode_f32"], 1e-6)
+
+
+@every_later
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("decode", {}),
+        ("decode_maxshape", {"max_shape": tuple(LATER_CONFIG["max_shape"])}),
+        ("decode_ratio", {"wh_ratio_clip": LATER_CONFIG["wh_ratio_clip"]}),
+    ],
+)
+def test_legacy_and_tblr_coders_decode(key, name, options, x64):
+    if f"{key}_{name}" not in LATER:
+        assert key.startswith("tblr")  # It clips no ratio.
+        return
+
+    def decode(deltas):
+        return LATER_CODERS[key].decode(LATER_INPUTS["priors"], deltas, **options)
+
+    boxes, pullback = jax.vjp(decode, LATER_INPUTS["deltas"])
+    close(boxes, LATER[f"{key}_{name}"])
+    if f"{key}_{name}_vjp" in LATER:
+        (gradient,) = pullback(jnp.asarray(LATER_INPUTS["gts"]))
+        close(gradient, LATER[f"{key}_{name}_vjp"])
 
 
 @every_distance
@@ -122,6 +167,16 @@ def test_decode_is_the_inverse_of_encode(x64):
         close(CODERS[key].decode(priors, deltas, wh_ratio_clip=1e-6), boxes, 1e-9)
     coder = DistancePointBBoxCoder()
     close(coder.decode(points, coder.encode(points, boxes)), boxes)
+    coder = TBLRBBoxCoder(normalizer=(1.0, 2.0, 4.0, 0.5))
+    close(coder.decode(priors, coder.encode(priors, boxes)), boxes)
+
+
+def test_the_legacy_coder_gives_boxes_that_are_one_pixel_larger(x64):
+    coder = LegacyDeltaXYWHBBoxCoder()
+    priors, boxes = INPUTS["priors"], INPUTS["gts"]
+    deltas = coder.encode(priors, boxes)
+    larger = boxes + np.array([-0.5, -0.5, 0.5, 0.5])
+    close(coder.decode(priors, deltas, wh_ratio_clip=1e-6), larger, 1e-9)
 
 
 def test_clip_border_says_whether_max_shape_counts():
@@ -129,16 +184,31 @@ def test_clip_border_says_whether_max_shape_counts():
     for coder, at in (
         (DeltaXYWHBBoxCoder, priors),
         (DistancePointBBoxCoder, np.array([[9, 9]], np.float32)),
+        (TBLRBBoxCoder, priors),
     ):
         assert coder().decode(at, far, (10, 11)).max() <= 11
         assert coder(clip_border=False).decode(at, far, (10, 11)).max() > 11
         assert coder().decode(at, far, (2, 3)).tolist()[0][2:] == [3, 2]  # (height, width)
 
 
-def test_means_and_stds_are_four_numbers():
+@pytest.mark.parametrize("coder", [DeltaXYWHBBoxCoder, LegacyDeltaXYWHBBoxCoder])
+def test_means_and_stds_are_four_numbers(coder):
     for name in ("target_means", "target_stds"):
-        with pytest.raises(ValueError, match=f"DeltaXYWHBBoxCoder: {name} must be four numbers"):
-            DeltaXYWHBBoxCoder(**{name: (0.1, 0.2)})
+        with pytest.raises(ValueError, match=f"{coder.__name__}: {name} must be four numbers"):
+            coder(**{name: (0.1, 0.2)})
+
+
+def test_the_legacy_coder_clips_to_the_last_pixel():
+    priors, far = np.array([[0, 0, 9, 9]], np.float32), np.full((1, 4), 3, np.float32)
+    clipped = LegacyDeltaXYWHBBoxCoder().decode(priors, far, (2, 3))
+    assert clipped.tolist()[0][2:] == [2, 1]  # (height, width)
+
+
+def test_normalizers_of_tblr_are_one_or_four_numbers_above_0():
+    with pytest.raises(ValueError, match="TBLRBBoxCoder: normalizer must be one number or four"):
+        TBLRBBoxCoder(normalizer=(1.0, 2.0))
+    with pytest.raises(ValueError, match="TBLRBBoxCoder: normalizer must be above 0"):
+        TBLRBBoxCoder(normalizer=(1.0, 2.0, 0.0, 1.0))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from golden.read_heads import read
 from visdet_jax.detectors import (
     TASK_UTILS,
     AnchorGenerator,
+    LegacyAnchorGenerator,
     MlvlPointGenerator,
     inside_flags,
     valid_flags,
@@ -17,6 +18,7 @@ ARRAYS, CONFIG = read("priors")
 EDGE, EDGE_CONFIG = read("edge")
 LEVELS = range(5)
 
+LATER, LATER_CONFIG = read("legacy")
 every_case = pytest.mark.parametrize("key", CONFIG["cases"])
 
 
@@ -52,6 +54,18 @@ def test_base_anchors(key):
         exact = generator.base_anchors(stride, np.float64)
         np.testing.assert_allclose(exact, ARRAYS[f"{key}_base{i}_f64"], rtol=1e-14)
         assert generator.num_base_priors == len(expected)
+
+
+@pytest.mark.parametrize("key", LATER_CONFIG["generators"])
+def test_legacy_anchors_and_centers(key):
+    case = LATER_CONFIG["generators"][key]
+    generator = TASK_UTILS.build(case["generator"])
+    single = generator.grid(case["featmap_sizes"])
+    np.testing.assert_array_equal(single.priors, LATER[f"{key}_f32"])
+    double = generator.grid(case["featmap_sizes"], np.float64)
+    assert double.priors.dtype == np.float64
+    whole = isinstance(generator, LegacyAnchorGenerator)
+    np.testing.assert_allclose(double.priors, LATER[f"{key}_f64"], 0 if whole else 1e-6)
 
 
 @every_case
@@ -126,6 +140,22 @@ def test_center_offset_and_base_sizes():
     np.testing.assert_array_equal(grid.priors, [[0, 0, 10, 10], [8, 0, 18, 10]])
 
 
+def test_centers_are_those_of_their_level():
+    options = {"strides": (8, 16), "ratios": (1.0,), "scales": (1,), "base_sizes": (10, 4)}
+    grid = AnchorGenerator(**options, centers=((1, 2), (5, 3))).grid(((1, 2), (1, 1)))
+    expected = [[-4, -3, 6, 7], [4, -3, 14, 7], [3, 1, 7, 5]]
+    np.testing.assert_array_equal(grid.priors, expected)
+
+
+def test_legacy_anchors_reach_to_their_last_pixel():
+    # mmdet's docstring.
+    legacy = LegacyAnchorGenerator(
+        strides=(16,), ratios=(1.0,), scales=(1,), base_sizes=(9,), center_offset=0.5
+    )
+    expected = [[0, 0, 8, 8], [16, 0, 24, 8], [0, 16, 8, 24], [16, 16, 24, 24]]
+    np.testing.assert_array_equal(legacy.grid(((2, 2),)).priors, expected)
+
+
 def test_points_and_their_offset():
     grid = MlvlPointGenerator(strides=(4, 8), offset=0.25).grid(((1, 2), (1, 1)))
     np.testing.assert_array_equal(grid.priors, [[1, 1], [5, 1], [2, 2]])
@@ -154,6 +184,12 @@ EITHER = "AnchorGenerator: give either scales, or octave_base_scale and scales_p
         ({"scales": (8,), "center_offset": 1.5}, r"center_offset must be in \[0, 1\]"),
         ({"octave_base_scale": -4, "scales_per_octave": 3}, "octave_base_scale must be above 0"),
         ({"octave_base_scale": 4, "scales_per_octave": 0}, "scales_per_octave must be at least 1"),
+        ({"scales": (8,), "centers": ((1, 2),)}, r"2 strides need as many centers \(x, y\): "),
+        ({"scales": (8,), "centers": ((1,), (2,))}, r"2 strides need as many centers \(x, y\): "),
+        (
+            {"scales": (8,), "centers": ((1, 2), (3, 4)), "center_offset": 0.5},
+            "give either centers or center_offset",
+        ),
     ],
 )
 def test_errors_of_anchors(options, message):

@@ -7,6 +7,10 @@ float32 were replaced; the inputs are float32, which both types hold exactly. Ma
 their channels first. A random case was kept only if all its integer targets are the same in
 float32, in float64 and after small moves of the ground truth, so that nothing here depends on
 rounding. `heads/index.json` lists the files.
+
+`heads/legacy.npz` came later, in the same way with torch 2.14.1: mmdet's legacy coder and anchors,
+its TBLR coder, and `centers` of anchors. Its anchors in float64 are those that mmdet makes in
+float32, cast.
 """
 
 import json

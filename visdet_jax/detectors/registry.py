@@ -98,7 +98,14 @@ def build_head(bbox_head: Any, train_cfg: Any = None, test_cfg: Any = None) -> A
 
 
 # The heads that a whole model's config may have.
-_HEADS_OF_MODELS = ("rpn_head", "roi_head", "bbox_head", "mask_head", "panoptic_head")
+_HEADS_OF_MODELS = (
+    "rpn_head",
+    "roi_head",
+    "bbox_head",
+    "mask_head",
+    "panoptic_head",
+    "semantic_head",
+)
 
 
 def build_detector(model: Any) -> dict[str, Any]:

@@ -167,6 +167,13 @@ def test_regions_to_ignore_raise():
         TASK_UTILS.build({**config, "ignore_iof_thr": 0.5})
 
 
+def test_moving_equal_boxes_apart_raises():
+    config = {"type": "MaxIoUAssigner", "pos_iou_thr": 0.5, "neg_iou_thr": 0.4}
+    TASK_UTILS.build({**config, "perm_repeat_gt_cfg": None})
+    with pytest.raises(ValueError, match="MaxIoUAssigner: perm_repeat_gt_cfg must be None: equal"):
+        TASK_UTILS.build({**config, "perm_repeat_gt_cfg": {"iou_thr": 0.7, "perm_range": 0.01}})
+
+
 def test_an_assigner_is_its_function():
     assigner = MaxIoUAssigner(
         pos_iou_thr=0.75,

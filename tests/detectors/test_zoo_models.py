@@ -1,0 +1,159 @@
+"""Every model of MMDetection's zoo and every preset of visdet: what builds, and what is missing.
+
+`build_detector` is given each model dict as it stands in the configs. When a head is added, its
+line leaves MISSING.
+"""
+
+import collections
+import functools
+import gzip
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from visdet_jax.core.elsewhere import not_here
+from visdet_jax.detectors import build_detector
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+BUILDS = 436
+# How many of the 764 configs do not build, by the first thing that is missing in each.
+MISSING = {
+    "GroundingDINOHead": 52,
+    "ATSSVLFusionHead": 21,
+    "HybridTaskCascadeRoIHead": 17,
+    "VFNetHead": 13,
+    "Mask2FormerHead": 11,
+    "EmbeddingRPNHead": 10,
+    "GARPNHead": 10,
+    "RepPointsHead": 10,
+    "RTMDetSepBNHead": 9,
+    "SOLOV2Head": 9,
+    "YOLOXHead": 9,
+    "DINOHead": 8,
+    "FoveaHead": 8,
+    "MaskScoringRoIHead": 8,
+    "SSDHead": 8,
+    "PAAHead": 7,
+    "TOODHead": 7,
+    "GARetinaHead": 6,
+    "GridRoIHead": 6,
+    "SABLRetinaHead": 6,
+    "YOLOV3Head": 6,
+    "RTMDetInsSepBNHead": 5,
+    "SCNetRoIHead": 5,
+    "SOLOHead": 5,
+    "CenterNetUpdateHead": 4,
+    "CombinedSampler": 4,
+    "LDHead": 4,
+    "PISARoIHead": 4,
+    "PanopticFPNHead": 4,
+    "SABLHead": 4,
+    "perm_repeat_gt_cfg": 4,
+    "CornerHead": 3,
+    "DDQDETRHead": 3,
+    "FSAFHead": 3,
+    "FreeAnchorRetinaHead": 3,
+    "YOLACTHead": 3,
+    "BoxInstBboxHead": 2,
+    "CascadeRPNHead": 2,
+    "CenterNetHead": 2,
+    "DecoupledSOLOHead": 2,
+    "LADHead": 2,
+    "MaskFormerHead": 2,
+    "MultiInstanceRoIHead": 2,
+    "PISARetinaHead": 2,
+    "PISASSDHead": 2,
+    "PointRendRoIHead": 2,
+    "YOLOFHead": 2,
+    "AutoAssignHead": 1,
+    "CentripetalHead": 1,
+    "CondInstBboxHead": 1,
+    "DDODHead": 1,
+    "DecoupledSOLOLightHead": 1,
+    "DynamicRoIHead": 1,
+    "OHEMSampler": 1,
+}
+PRESETS = {
+    "faster_rcnn_r50": "StandardRoIHead",
+    "mask_rcnn_r50": "StandardRoIHead",
+    "mask_rcnn_swin_s": "StandardRoIHead",
+}
+NAME = re.compile(r"is called '(?:\w+\.)*(\w+)'|(perm_repeat_gt_cfg) must be None")
+
+
+def read(name):
+    return json.loads(gzip.decompress((GOLDEN / f"{name}.json.gz").read_bytes()))
+
+
+@functools.cache
+def outcomes():
+    """For each unique model of the zoo: it, its configs, and its heads or the error."""
+    results = []
+    for entry in read("mmdet_zoo_models")["models"]:
+        try:
+            built = build_detector(entry["model"])
+        except (TypeError, ValueError) as error:
+            built = str(error)
+        results.append((entry["model"], entry["configs"], built))
+    return results
+
+
+def missing(message):
+    """The names of what an error of `build_detector` says is not here, the first one first."""
+    return ["".join(groups) for groups in NAME.findall(message)]
+
+
+def test_what_is_missing():
+    found = collections.Counter()
+    for _, configs, built in outcomes():
+        if isinstance(built, str):
+            assert missing(built), f"{configs[0]} fails for a reason of its own: {built}"
+            found[missing(built)[0]] += len(configs)
+    assert dict(found) == MISSING, "change MISSING, and the number of configs that build"
+
+
+def test_how_many_build():
+    counts = collections.Counter()
+    for _, configs, built in outcomes():
+        counts[isinstance(built, dict)] += len(configs)
+    assert counts == {True: BUILDS, False: sum(MISSING.values())}
+    assert counts.total() == 764
+
+
+def test_what_is_missing_is_known_to_be():
+    """So users get a plain answer, and not the most similar name of another class."""
+    for name in MISSING.keys() - {"perm_repeat_gt_cfg"}:
+        assert not_here(name) == f"mmdet's {name} is not here (yet)."
+
+
+def test_what_builds_has_the_heads_of_its_config():
+    for model, _, built in outcomes():
+        if isinstance(built, dict):
+            model = model.get("detector", model)
+            heads = {key for key in model if key.endswith("_head") and model[key]}
+            # It puts masks together after training, and has no loss.
+            assert heads - {"panoptic_fusion_head"} == built.keys()
+
+
+def test_equal_models_are_equal_heads():
+    models = [model for model, _, built in outcomes() if isinstance(built, dict)]
+    for model in models[::20]:
+        first, second = (build_detector(model) for _ in range(2))
+        assert first == second
+        assert [hash(head) for head in first.values()] == [hash(head) for head in second.values()]
+
+
+@pytest.mark.parametrize("name", read("visdet_presets")["presets"])
+def test_presets_of_visdet(name):
+    model = read("visdet_presets")["presets"][name]
+    if name in PRESETS:
+        heads = build_detector(model)
+        assert type(heads["rpn_head"]).__name__ == "RPNHead"
+        assert type(heads["roi_head"]).__name__ == PRESETS[name]
+        assert (heads["roi_head"].mask_head is not None) == name.startswith("mask")
+    else:
+        assert name.startswith("rtmdet")
+        with pytest.raises(ValueError, match=r"mmdet's RTMDet(Ins)?SepBNHead is not here"):
+            build_detector(model)
