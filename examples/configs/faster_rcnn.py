@@ -6,8 +6,8 @@ model = dict(
         type="RPNHead",
         anchor_generator=dict(
             type="AnchorGenerator",
-            scales=[5],
-            ratios=[1.0, 2.0],
+            scales=[4, 6],
+            ratios=[1.0, 1.6],
             strides=[4, 8],
         ),
         bbox_coder=dict(

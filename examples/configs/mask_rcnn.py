@@ -6,8 +6,8 @@ model = dict(
         type="RPNHead",
         anchor_generator=dict(
             type="AnchorGenerator",
-            scales=[5],
-            ratios=[1.0, 2.0],
+            scales=[4, 6],
+            ratios=[1.0, 1.6],
             strides=[4, 8],
         ),
         bbox_coder=dict(
@@ -77,7 +77,7 @@ model = dict(
             sampler=dict(
                 type="RandomSampler",
                 num=32,
-                pos_fraction=0.5,
+                pos_fraction=0.25,
                 neg_pos_ub=-1,
                 add_gt_as_proposals=True,
             ),

@@ -163,12 +163,15 @@ def _losses_of(model: dict[str, Any]) -> dict[str, tuple[dict[str, Any], str]]:
     The two stages have losses of the same keys. Those of the first are shown as loss_rpn_cls and
     loss_rpn_bbox, as in mmdet.
     """
-    roi = model.get("roi_head", {})
-    parts = [model.get("rpn_head"), model.get("bbox_head"), roi.get("bbox_head"), roi.get("mask_head")]
+    second = model.get("roi_head", model)
+    parts = [
+        ("loss_rpn", model.get("rpn_head", {})),
+        ("loss", second.get("bbox_head", {})),
+        ("loss", second.get("mask_head", {})),
+    ]
     return {
-        key.replace("loss_", "loss_rpn_") if part is model.get("rpn_head") else key: (part, key)
-        for part in parts
-        if part is not None
+        prefix + key.removeprefix("loss"): (part, key)
+        for prefix, part in parts
         for key in part
         if key.startswith("loss")
     }

@@ -6,6 +6,7 @@ the two negative values PADDING and IGNORED.
 
 import contextlib
 import json
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -227,6 +228,15 @@ def encode_masks(masks: np.ndarray) -> list[dict[str, Any]]:
         np.asfortranarray(masks.transpose(1, 2, 0).astype(np.uint8))
     )
     return codes
+
+
+def decode_mask(code: dict[str, Any]) -> np.ndarray:
+    """A mask (H, W), of 0 and 1, from COCO's run lengths."""
+    with warnings.catch_warnings():
+        # NumPy 2 warns of the arrays that pycocotools 2.0.10 makes.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        mask: np.ndarray = mask_codec.decode(code)
+    return mask
 
 
 def _areas(boxes: np.ndarray) -> np.ndarray:

@@ -50,9 +50,7 @@ def has_masks(heads: Heads) -> bool:
 
 def with_slots(head: Any, count: int) -> Any:
     """The head with `count` slots for the detections of an image."""
-    return dataclasses.replace(
-        head, test_cfg=dataclasses.replace(head.test_cfg, max_per_img=count)
-    )
+    return dataclasses.replace(head, test_cfg=dataclasses.replace(head.test_cfg, max_per_img=count))
 
 
 def _ranges(config: dict[str, Any], strides: list[int]) -> list[tuple[float, float]]:

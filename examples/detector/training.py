@@ -143,7 +143,7 @@ class Trainer:
     def predictor(
         self, state: State, max_detections: int
     ) -> Callable[[np.ndarray], dict[str, jax.Array]]:
-        """A function from an image uint8 (H, W, 3) to its detections, as `evaluation` takes them."""
+        """A function from an image uint8 (H, W, 3) to its detections: see `evaluation.detect`."""
 
         @jax.jit
         def predict(params: nnx.State, image: jax.Array) -> dict[str, jax.Array]:
