@@ -172,6 +172,22 @@ def test_a_sampler_that_draws_nothing_needs_no_key():
     np.testing.assert_array_equal(exists.sum(1), proposals.exists.sum(1))  # No ground truth added.
 
 
+def test_the_hardest_are_sampled_by_their_losses():
+    head = roi_head(train_cfg={"sampler": {"type": "OHEMSampler", "num": 8, "pos_fraction": 0.25}})
+    proposals, boxes, labels, _ = proposals_and_truth()
+    losses = np.random.default_rng(0).random((BATCH, BOXES + PROPOSALS)).astype(np.float32)
+    samples = head.sample(proposals, boxes, labels, losses=losses)
+    everything = roi_head(train_cfg={"sampler": {"type": "PseudoSampler"}})
+    assigned = everything.sample(proposals, boxes, labels)
+    for i in range(BATCH):
+        negatives = np.asarray(assigned.candidates[i])[np.asarray(assigned.targets.gt_inds[i]) == 0]
+        chosen = np.asarray(samples.candidates[i])[np.asarray(samples.targets.gt_inds[i]) == 0]
+        hardest = negatives[np.argsort(-losses[i, negatives])][: len(chosen)]
+        assert set(chosen) == set(hardest)
+    with pytest.raises(ValueError, match=r"StandardRoIHead: .*losses"):
+        head.sample(proposals, boxes, labels)
+
+
 @pytest.mark.parametrize("fill", [np.nan, 1e30, -5.0])
 def test_nothing_is_read_of_empty_slots(fill):
     head = roi_head()

@@ -79,6 +79,7 @@ class StandardRoIHead(WithLosses):
         gt_labels: jax.Array,
         *,
         key: jax.Array | None = None,
+        losses: jax.Array | None = None,
         chosen: jax.Array | None = None,
     ) -> Samples:
         """The boxes that the network looks at, in fixed slots, and what they learn.
@@ -94,6 +95,8 @@ class StandardRoIHead(WithLosses):
             whose boxes nothing is read.
           key: A `jax.random.key` for a sampler that draws. On several devices under `shard_map`
             each needs its own.
+          losses: (B, G + P) the class loss of each candidate, ground truths first, for a sampler
+            that goes by it (`OHEMSampler`).
           chosen: (B, G + P) which candidates are sampled, in place of a draw: 1 for a positive, 2
             for a negative, 0 for none. Then no key is needed.
 
@@ -122,7 +125,9 @@ class StandardRoIHead(WithLosses):
         overlaps = found.max_overlaps
         if overlaps is not None:
             overlaps = jnp.concatenate([are_candidates.astype(overlaps.dtype), overlaps], axis=1)
-        chosen = self.sampler.choose(gt_inds, key=key, overlaps=overlaps, chosen=chosen)
+        chosen = self.sampler.choose(
+            gt_inds, key=key, overlaps=overlaps, losses=losses, chosen=chosen
+        )
         candidates = jnp.concatenate([gt_boxes, boxes], axis=1)
         samples = jax.vmap(self._slots)(chosen, gt_inds, candidates, gt_boxes, labels)
         return jax.lax.stop_gradient(samples)
