@@ -199,7 +199,8 @@ WITH_STRIDES = [name for name in MMDET if "detr" not in name]
 
 
 def test_every_head_is_built_from_mmdets_config():
-    assert {bbox_head["type"] for bbox_head, _ in MMDET.values()} == set(HEADS)
+    # test_zoo_models.py has the configs of the others.
+    assert {bbox_head["type"] for bbox_head, _ in MMDET.values()} <= set(HEADS)
 
 
 @pytest.mark.parametrize("name", MMDET)

@@ -21,7 +21,9 @@ from head_cases import (
     CLASSES,
     EVERY_ROW,
     FEW,
+    FIRST_STAGE_ROWS,
     ROWS,
+    SAME_LOSSES,
     batch_for,
     boxes_for,
     compiled,
@@ -39,12 +41,24 @@ MIDDLE = (10, 6, 34, 28)
 
 
 def test_every_registered_head_has_a_row():
+    rows_of_all = EVERY_ROW.keys() | SAME_LOSSES.keys() | FIRST_STAGE_ROWS.keys()
     on_priors = {name for name, cls in HEADS.items() if issubclass(cls, DenseHead)}
     for name in HEADS:
         rows = "ROWS" if name in on_priors else "QUERY_ROWS, or rows for another kind of heads"
-        assert name in EVERY_ROW, f"add a row for {name!r} to tests/head_cases.py: to {rows}"
-    assert EVERY_ROW.keys() == HEADS.keys()
-    assert ROWS.keys() == on_priors
+        assert name in rows_of_all, f"add a row for {name!r} to tests/head_cases.py: to {rows}"
+    assert rows_of_all == HEADS.keys()
+    assert ROWS.keys() == on_priors - SAME_LOSSES.keys() - FIRST_STAGE_ROWS.keys()
+
+
+@pytest.mark.parametrize("name", SAME_LOSSES)
+def test_heads_with_the_losses_of_another(name):
+    row = EVERY_ROW[SAME_LOSSES[name]]
+    head = row.head(type=name)
+    assert type(head) is HEADS[name]
+    batch = batch_for(head)
+    losses, gradient = compiled(head)(*batch)
+    assert_sound(SAME_LOSSES[name], losses, gradient)
+    chex.assert_trees_all_equal((losses, gradient), compiled(row.head())(*batch))
 
 
 def assert_sound(name, losses, gradient):
