@@ -142,6 +142,11 @@ SAME_LOSSES = {
 }
 # Heads of first stages, which have one class.
 FIRST_STAGE_ROWS = {
+    "RPNHead": Row(
+        {"type": "RPNHead", "anchor_generator": {**ANCHORS, "ratios": [0.5, 1.0]}},
+        names=("loss_rpn_cls", "loss_rpn_bbox"),
+        train_cfg={"assigner": MAX_IOU},
+    ),
     "FCOSRPNHead": Row(
         {
             key: value

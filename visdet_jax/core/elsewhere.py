@@ -24,7 +24,7 @@ ELSEWHERE = {
         MaskIoUHead MaskPointHead MaskPseudoSampler MaskScoringRoIHead
         MultiInsRandomSampler MultiInstanceAssigner MultiInstanceBBoxHead
         MultiInstanceRoIHead OHEMSampler PAAHead PISARetinaHead PISARoIHead
-        PISASSDHead PanopticFPNHead PointAssigner PointGenerator PointRendRoIHead
+        PISASSDHead PointAssigner PointGenerator PointRendRoIHead
         PseudoBBoxCoder QuasiDenseEmbedHead QuasiDenseTrackHead RTMDetHead
         RTMDetInsHead RTMDetInsSepBNHead RTMDetSepBNHead RegionAssigner
         RepPointsHead RoIEmbedHead RoITrackHead SABLHead SABLRetinaHead
