@@ -1,9 +1,10 @@
-"""Train one of five small detectors, whose head and losses are built from a config in mmdet's form.
+"""Train a small detector, whose heads and losses are built from a config in mmdet's form.
 
     python examples/train_detector.py                      # FCOS on aerial photographs of trees
     python examples/train_detector.py --data digits        # handwritten digits
     python examples/train_detector.py --detector gfl       # another detector of examples/configs
-    python examples/train_detector.py --all                # all five, compared
+    python examples/train_detector.py --data digits --detector mask_rcnn    # with masks
+    python examples/train_detector.py --all                # all detectors, compared
     python examples/train_detector.py --losses my.yaml     # other losses
     python examples/train_detector.py --resume             # continue the last run
 
@@ -30,7 +31,7 @@ from detector.config import ConfigError, read_options
 from detector.data import DataError, Dataset
 from detector.digits import Digits
 from detector.evaluation import average_precision, detect, format_table
-from detector.heads import make_head
+from detector.heads import has_masks, make_heads
 from detector.pictures import (
     Detections,
     draw_comparison,
@@ -62,8 +63,8 @@ def run(options: dict[str, Any], out: Path) -> tuple[Metrics, list[Detections]]:
     """
     started = time.perf_counter()
     dataset = build_dataset(options)
-    head = make_head(options["model"], len(dataset.class_names), options["strides"])
-    trainer = Trainer(head, options["steps"], options["seed"])
+    heads = make_heads(options["model"], len(dataset.class_names), options["strides"])
+    trainer = Trainer(heads, options["steps"], options["seed"])
     state = train_in_folder(trainer, dataset, out, options)
     trained = time.perf_counter()
 
@@ -72,11 +73,14 @@ def run(options: dict[str, Any], out: Path) -> tuple[Metrics, list[Detections]]:
     for validation in dataset.validation:
         results = detect(trainer.predictor(state, validation.max_detections), validation)
         detections.append((validation, results))
-        table[validation.name] = {
+        counts = {
             "images": len(validation.ground_truth["images"]),
             "boxes": sum(not box["iscrowd"] for box in validation.ground_truth["annotations"]),
-            **average_precision(validation, results),
         }
+        table[validation.name] = {**counts, **average_precision(validation, results)}
+        if has_masks(heads):
+            of_masks = average_precision(validation, results, "segm")
+            table[f"{validation.name}, masks"] = {**counts, **of_masks}
     history = trainer.history(state)
     draw_losses(out / "losses.png", history)
     draw_detections(out / "detections.jpg", detections)

@@ -29,7 +29,7 @@ from jax.sharding import PartitionSpec as P
 
 from detector.config import ConfigError, read_options
 from detector.data import DataError, Dataset
-from detector.heads import make_head
+from detector.heads import make_heads
 from detector.training import Trainer, train_in_folder
 from train_detector import Metrics, build_dataset, write_metrics
 
@@ -61,8 +61,8 @@ def train(options: dict[str, Any], out: Path) -> Metrics:
             f"--batch-size {options['batch_size']} is not a multiple of the {mesh.size} devices"
         )
     dataset = build_dataset(options)
-    head = make_head(options["model"], len(dataset.class_names), options["strides"])
-    trainer = Trainer(head, options["steps"], options["seed"], NamedSharding(mesh, P()))
+    heads = make_heads(options["model"], len(dataset.class_names), options["strides"])
+    trainer = Trainer(heads, options["steps"], options["seed"], NamedSharding(mesh, P()))
     state = train_in_folder(trainer, Shards(dataset, options["batch_size"], mesh), out, options)
     metrics: Metrics = {
         "devices": mesh.size,

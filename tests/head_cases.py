@@ -42,6 +42,14 @@ class Row:
     def head(self, **changes):
         return build_head({**self.config, **changes}, self.train_cfg)
 
+    def key(self, loss):
+        """The name by which the head gives a loss: "loss_rpn_cls" for an RPN's "loss_cls"."""
+        return next(name for name in self.names if name.endswith(loss.removeprefix("loss")))
+
+    def has_classes(self):
+        """Whether the head's number of classes may be chosen."""
+        return "num_classes" in self.config
+
     def anchors(self):
         return "anchor_generator" in self.config
 
@@ -59,6 +67,27 @@ ROWS = {
         names=("loss_cls", "loss_bbox"),
         train_cfg={"assigner": MAX_IOU},
     ),
+    "RetinaSepBNHead": Row(
+        {
+            "type": "RetinaSepBNHead",
+            "num_classes": CLASSES,
+            "anchor_generator": {**ANCHORS, "ratios": [0.5, 1.0]},
+            "loss_cls": FOCAL,
+            "loss_bbox": {"type": "SmoothL1Loss", "beta": 0.11},
+        },
+        names=("loss_cls", "loss_bbox"),
+        train_cfg={"assigner": MAX_IOU},
+    ),
+    "RPNHead": Row(
+        {
+            "type": "RPNHead",
+            "anchor_generator": {**ANCHORS, "ratios": [0.5, 1.0]},
+            "loss_cls": FOCAL,
+            "loss_bbox": {"type": "L1Loss"},
+        },
+        names=("loss_rpn_cls", "loss_rpn_bbox"),
+        train_cfg={"assigner": MAX_IOU},
+    ),
     "FCOSHead": Row(
         {
             "type": "FCOSHead",
@@ -69,6 +98,18 @@ ROWS = {
             "loss_bbox": {"type": "IoULoss"},
             "loss_centerness": CENTERNESS,
         },
+        train_cfg=None,
+    ),
+    "FCOSRPNHead": Row(
+        {
+            "type": "FCOSRPNHead",
+            "strides": [8, 16],
+            "regress_ranges": [[-1, 16], [16, 1e8]],
+            "loss_cls": FOCAL,
+            "loss_bbox": {"type": "IoULoss"},
+            "loss_centerness": CENTERNESS,
+        },
+        names=("rpn_loss_cls", "rpn_loss_bbox", "rpn_loss_centerness"),
         train_cfg=None,
     ),
     "ATSSHead": Row(
@@ -135,28 +176,9 @@ EVERY_ROW = ROWS | QUERY_ROWS
 
 # Heads whose losses are another's, which has a row: their networks differ.
 SAME_LOSSES = {
-    "RetinaSepBNHead": "RetinaHead",
     "NASFCOSHead": "FCOSHead",
     "ConditionalDETRHead": "DeformableDETRHead",
     "DABDETRHead": "DeformableDETRHead",
-}
-# Heads of first stages, which have one class.
-FIRST_STAGE_ROWS = {
-    "RPNHead": Row(
-        {"type": "RPNHead", "anchor_generator": {**ANCHORS, "ratios": [0.5, 1.0]}},
-        names=("loss_rpn_cls", "loss_rpn_bbox"),
-        train_cfg={"assigner": MAX_IOU},
-    ),
-    "FCOSRPNHead": Row(
-        {
-            key: value
-            for key, value in ROWS["FCOSHead"].config.items()
-            if key not in ("type", "num_classes")
-        }
-        | {"type": "FCOSRPNHead"},
-        names=("rpn_loss_cls", "rpn_loss_bbox", "rpn_loss_centerness"),
-        train_cfg=None,
-    ),
 }
 
 

@@ -3,7 +3,10 @@
 >>> losses = {name: build_loss(config) for name, config in configs.FCOS.items()}
 >>> head = build_head(**configs.FCOS_HEAD)
 
-The heads are mmdet's for COCO: 80 classes, and strides 8 to 128 where a head has strides.
+>>> heads = build_detector(configs.FASTER_RCNN)
+
+The heads are mmdet's for COCO: 80 classes, and strides 8 to 128 where a head of one stage has
+strides. The detectors with two stages are whole models, without what concerns the network alone.
 """
 
 from typing import Any
@@ -146,3 +149,99 @@ DEFORMABLE_DETR_HEAD = {
     "bbox_head": {"type": "DeformableDETRHead", "num_classes": 80, **DEFORMABLE_DETR},
     "train_cfg": _hungarian_training({"type": "FocalLossCost", "weight": 2.0}),
 }
+
+
+def _rcnn(masks: bool) -> Config:
+    """The model of Faster R-CNN, or with masks of Mask R-CNN, on a feature pyramid."""
+    roi_head: Config = {
+        "type": "StandardRoIHead",
+        "bbox_head": {
+            "type": "Shared2FCBBoxHead",
+            "num_classes": 80,
+            "bbox_coder": {"type": "DeltaXYWHBBoxCoder", "target_stds": (0.1, 0.1, 0.2, 0.2)},
+            "loss_cls": {"type": "CrossEntropyLoss", "use_sigmoid": False, "loss_weight": 1.0},
+            "loss_bbox": {"type": "L1Loss", "loss_weight": 1.0},
+        },
+    }
+    training: Config = {
+        "assigner": {
+            "type": "MaxIoUAssigner",
+            "pos_iou_thr": 0.5,
+            "neg_iou_thr": 0.5,
+            "min_pos_iou": 0.5,
+            "match_low_quality": masks,
+        },
+        "sampler": {
+            "type": "RandomSampler",
+            "num": 512,
+            "pos_fraction": 0.25,
+            "neg_pos_ub": -1,
+            "add_gt_as_proposals": True,
+        },
+        "pos_weight": -1,
+    }
+    testing: Config = {
+        "score_thr": 0.05,
+        "nms": {"type": "nms", "iou_threshold": 0.5},
+        "max_per_img": 100,
+    }
+    if masks:
+        roi_head["mask_head"] = {
+            "type": "FCNMaskHead",
+            "num_classes": 80,
+            "loss_mask": {"type": "CrossEntropyLoss", "use_mask": True, "loss_weight": 1.0},
+        }
+        training["mask_size"] = 28
+        testing["mask_thr_binary"] = 0.5
+    return {
+        "type": "MaskRCNN" if masks else "FasterRCNN",
+        "rpn_head": {
+            "type": "RPNHead",
+            "anchor_generator": {
+                "type": "AnchorGenerator",
+                "scales": (8,),
+                "ratios": (0.5, 1.0, 2.0),
+                "strides": (4, 8, 16, 32, 64),
+            },
+            "bbox_coder": {"type": "DeltaXYWHBBoxCoder"},
+            "loss_cls": {"type": "CrossEntropyLoss", "use_sigmoid": True, "loss_weight": 1.0},
+            "loss_bbox": {"type": "L1Loss", "loss_weight": 1.0},
+        },
+        "roi_head": roi_head,
+        "train_cfg": {
+            "rpn": {
+                "assigner": {
+                    "type": "MaxIoUAssigner",
+                    "pos_iou_thr": 0.7,
+                    "neg_iou_thr": 0.3,
+                    "min_pos_iou": 0.3,
+                    "match_low_quality": True,
+                },
+                "sampler": {
+                    "type": "RandomSampler",
+                    "num": 256,
+                    "pos_fraction": 0.5,
+                    "neg_pos_ub": -1,
+                    "add_gt_as_proposals": False,
+                },
+                "allowed_border": -1,
+                "pos_weight": -1,
+            },
+            "rpn_proposal": _proposals(nms_pre=2000),
+            "rcnn": training,
+        },
+        "test_cfg": {"rpn": _proposals(nms_pre=1000), "rcnn": testing},
+    }
+
+
+def _proposals(nms_pre: int) -> Config:
+    return {
+        "nms_pre": nms_pre,
+        "max_per_img": 1000,
+        "nms": {"type": "nms", "iou_threshold": 0.7},
+        "min_bbox_size": 0,
+    }
+
+
+FASTER_RCNN = _rcnn(masks=False)
+MASK_RCNN = _rcnn(masks=True)

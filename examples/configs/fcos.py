@@ -13,4 +13,11 @@ model = dict(
         loss_bbox=dict(type="GIoULoss", loss_weight=1.0),
         loss_centerness=dict(type="CrossEntropyLoss", use_sigmoid=True, loss_weight=1.0),
     ),
+    test_cfg=dict(
+        nms_pre=1000,
+        min_bbox_size=0,
+        score_thr=0.001,
+        nms=dict(type="nms", iou_threshold=0.5),
+        max_per_img=100,
+    ),
 )

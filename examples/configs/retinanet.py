@@ -34,4 +34,11 @@ model = dict(
         pos_weight=-1,
         debug=False,
     ),
+    test_cfg=dict(
+        nms_pre=1000,
+        min_bbox_size=0,
+        score_thr=0.001,
+        nms=dict(type="nms", iou_threshold=0.5),
+        max_per_img=100,
+    ),
 )

@@ -10,7 +10,9 @@ import yaml
 
 RUNS = Path("runs")
 CONFIGS = Path(__file__).parents[1] / "configs"
-DETECTORS = ("fcos", "retinanet", "atss", "gfl", "detr")  # the first is the default
+# The first is the default.
+DETECTORS = ("fcos", "retinanet", "atss", "gfl", "detr", "faster_rcnn", "mask_rcnn")
+WITH_MASKS = ("mask_rcnn",)  # These train on the digits only, the data that have masks.
 COCO_PATHS = ("train_images", "train_json", "val_images", "val_json")
 PRESETS = {
     "trees": {"steps": 800, "batch_size": 4, "image_size": 224, "max_boxes": 100},
@@ -44,6 +46,10 @@ def read_options(argv: list[str] | None) -> tuple[dict[str, dict[str, Any]], Pat
         return {options["detector"]: options}, folder
     options = resolve_options(given)
     detectors = DETECTORS if all_detectors else (options["detector"],)
+    if options["data"] != "digits":
+        if not all_detectors and options["detector"] in WITH_MASKS:
+            raise ConfigError(f"--detector {options['detector']} needs masks: add --data digits")
+        detectors = tuple(name for name in detectors if name not in WITH_MASKS)
     suffix = "all" if all_detectors else options["detector"]
     folder = out or new_run_folder(f"{options['data']}-{suffix}")
     for path in (folder, *(folder / name for name in DETECTORS)):
@@ -138,12 +144,37 @@ def resolve_options(given: dict[str, Any]) -> dict[str, Any]:
 
 def read_model(detector: str, losses: dict[str, Any]) -> dict[str, Any]:
     """The `model` of examples/configs/<detector>.py, in which `losses` replace its own by name."""
-    model = runpy.run_path(str(CONFIGS / f"{detector}.py"))["model"]
-    own = [name for name in model["bbox_head"] if name.startswith("loss")]
-    unknown = [name for name in losses if name not in own]
+    model: dict[str, Any] = runpy.run_path(str(CONFIGS / f"{detector}.py"))["model"]
+    places = _losses_of(model)
+    unknown = [name for name in losses if name not in places]
     if unknown:
-        raise ConfigError(f"--losses: {detector} has no {', '.join(unknown)}, but {', '.join(own)}")
-    return {**model, "bbox_head": {**model["bbox_head"], **losses}}
+        raise ConfigError(
+            f"--losses: {detector} has no {', '.join(unknown)}, but {', '.join(places)}"
+        )
+    for name, loss in losses.items():
+        config, key = places[name]
+        config[key] = loss
+    return model
+
+
+def _losses_of(model: dict[str, Any]) -> dict[str, tuple[dict[str, Any], str]]:
+    """Which key of which part of a model each loss is, by the name that its values are shown by.
+
+    The two stages have losses of the same keys. Those of the first are shown as loss_rpn_cls and
+    loss_rpn_bbox, as in mmdet.
+    """
+    second = model.get("roi_head", model)
+    parts = [
+        ("loss_rpn", model.get("rpn_head", {})),
+        ("loss", second.get("bbox_head", {})),
+        ("loss", second.get("mask_head", {})),
+    ]
+    return {
+        prefix + key.removeprefix("loss"): (part, key)
+        for prefix, part in parts
+        for key in part
+        if key.startswith("loss")
+    }
 
 
 def load_losses(path: Path) -> dict[str, dict[str, Any]]:

@@ -6,6 +6,7 @@ the two negative values PADDING and IGNORED.
 
 import contextlib
 import json
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
+from pycocotools import mask as mask_codec
 
 from .images import upright_rgb, upright_size
 
@@ -21,7 +23,8 @@ IGNORED = -2  # the label of a box that is not trained on and not evaluated, suc
 VISIBLE = 0.5  # the fraction of a box's area that must lie in a crop for the box to be kept
 ALL = slice(None)
 
-Sample = tuple[np.ndarray, np.ndarray, np.ndarray]  # image (H, W, 3), boxes (N, 4), labels (N,)
+# Image (H, W, 3), boxes (N, 4), labels (N,); and masks, bool (N, H, W), of data that have them.
+Sample = tuple[np.ndarray, ...]
 
 
 class DataError(ValueError):
@@ -149,39 +152,49 @@ def brighten(image: np.ndarray, factor: float, shift: float = 0.0) -> np.ndarray
 
 
 def pad_rows(
-    boxes: np.ndarray, labels: np.ndarray, max_boxes: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes (max_boxes, 4) and labels (max_boxes,) without the IGNORED, padded.
+    boxes: np.ndarray, labels: np.ndarray, *masks: np.ndarray, max_boxes: int
+) -> tuple[np.ndarray, ...]:
+    """Boxes (max_boxes, 4), labels (max_boxes,) and masks without the IGNORED, padded.
 
     Of more boxes than max_boxes the largest are kept.
     """
-    boxes, labels = boxes[labels >= 0], labels[labels >= 0]
-    keep = np.argsort(-_areas(boxes), kind="stable")[:max_boxes]
-    padded_boxes = np.zeros((max_boxes, 4), np.float32)
-    padded_labels = np.full(max_boxes, PADDING, np.int32)
-    padded_boxes[: len(keep)] = boxes[keep]
-    padded_labels[: len(keep)] = labels[keep]
-    return padded_boxes, padded_labels
+    (trained,) = np.nonzero(labels >= 0)
+    keep = trained[np.argsort(-_areas(boxes[trained]), kind="stable")[:max_boxes]]
+
+    def pad(rows: np.ndarray, dtype: type, value: int = 0) -> np.ndarray:
+        padded = np.full((max_boxes, *rows.shape[1:]), value, dtype)
+        padded[: len(keep)] = rows[keep]
+        return padded
+
+    of_boxes = pad(boxes, np.float32), pad(labels, np.int32, PADDING)
+    return *of_boxes, *(pad(rows, np.bool_) for rows in masks)
 
 
 def make_batch(samples: list[Sample], max_boxes: int) -> dict[str, np.ndarray]:
     """Samples as arrays of static shape.
 
-    Returns: images uint8 (B, H, W, 3), boxes float32 (B, max_boxes, 4) and labels int32
-      (B, max_boxes).
+    Returns: images uint8 (B, H, W, 3), boxes float32 (B, max_boxes, 4), labels int32
+      (B, max_boxes), and masks bool (B, max_boxes, H, W) of samples that have them.
     """
-    rows = [pad_rows(boxes, labels, max_boxes) for _, boxes, labels in samples]
-    return {
-        "images": np.stack([image for image, _, _ in samples]),
-        "boxes": np.stack([boxes for boxes, _ in rows]),
-        "labels": np.stack([labels for _, labels in rows]),
-    }
+    padded = [(image, *pad_rows(*rows, max_boxes=max_boxes)) for image, *rows in samples]
+    arrays = [np.stack(rows) for rows in zip(*padded, strict=True)]
+    return dict(zip(("images", "boxes", "labels", "masks"), arrays, strict=False))
 
 
 def coco_dict(
-    boxes: list[np.ndarray], labels: list[np.ndarray], class_names: list[str]
+    boxes: list[np.ndarray],
+    labels: list[np.ndarray],
+    class_names: list[str],
+    masks: list[np.ndarray] | None = None,
 ) -> dict[str, Any]:
-    """Ground truth of images 0, 1, 2, ... as a COCO dict, whose category ids are class indices."""
+    """Ground truth of images 0, 1, 2, ... as a COCO dict, whose category ids are class indices.
+
+    Args:
+      boxes: (N, 4) of each image.
+      labels: (N,) of each image.
+      class_names: The names of the classes.
+      masks: (N, H, W) of each image, if the data have masks.
+    """
     annotations: list[dict[str, Any]] = []
     for image_id, (image_boxes, image_labels) in enumerate(zip(boxes, labels, strict=True)):
         for (x1, y1, x2, y2), label in zip(image_boxes.tolist(), image_labels, strict=True):
@@ -195,11 +208,35 @@ def coco_dict(
                     "iscrowd": int(label == IGNORED),
                 }
             )
+    images: list[dict[str, Any]] = [{"id": image_id} for image_id in range(len(boxes))]
+    if masks is not None:
+        encoded = [code for image_masks in masks for code in encode_masks(image_masks)]
+        for annotation, code in zip(annotations, encoded, strict=True):
+            annotation["segmentation"] = code
+        for image, image_masks in zip(images, masks, strict=True):
+            image["height"], image["width"] = image_masks.shape[1:]
     return {
-        "images": [{"id": image_id} for image_id in range(len(boxes))],
+        "images": images,
         "annotations": annotations,
         "categories": [{"id": i, "name": name} for i, name in enumerate(class_names)],
     }
+
+
+def encode_masks(masks: np.ndarray) -> list[dict[str, Any]]:
+    """Masks (N, H, W) as COCO's run lengths, one each."""
+    codes: list[dict[str, Any]] = mask_codec.encode(
+        np.asfortranarray(masks.transpose(1, 2, 0).astype(np.uint8))
+    )
+    return codes
+
+
+def decode_mask(code: dict[str, Any]) -> np.ndarray:
+    """A mask (H, W), of 0 and 1, from COCO's run lengths."""
+    with warnings.catch_warnings():
+        # NumPy 2 warns of the arrays that pycocotools 2.0.10 makes.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        mask: np.ndarray = mask_codec.decode(code)
+    return mask
 
 
 def _areas(boxes: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Scenes of 2 to 6 of scikit-learn's handwritten digits on a dark canvas."""
+"""Scenes of 2 to 6 of scikit-learn's handwritten digits on a dark canvas, with their masks."""
 
 import numpy as np
 from PIL import Image
@@ -9,7 +9,7 @@ from .data import ALL, Letterbox, Sample, ValidationSet, coco_dict, make_batch
 TRAIN_DIGITS = 1437  # the first of 1797; the others validate
 VALIDATION_SCENES = 200
 SIDES = (18, 42)  # smallest and largest side in pixels, to which the 8 x 8 digits are resized
-INK = 64  # the level, of 255, above which a pixel belongs to the digit when its box is drawn
+INK = 64  # the level, of 255, above which a pixel belongs to the digit: to its box and its mask
 
 
 class Digits:
@@ -28,11 +28,11 @@ class Digits:
         scenes = [
             draw_scene(rng, *self.validation_digits, image_size) for _ in range(VALIDATION_SCENES)
         ]
-        images, boxes, labels = zip(*scenes, strict=True)
+        images, boxes, labels, masks = zip(*scenes, strict=True)
         self.validation = [
             ValidationSet(
                 name="digits",
-                ground_truth=coco_dict(list(boxes), list(labels), self.class_names),
+                ground_truth=coco_dict(list(boxes), list(labels), self.class_names, list(masks)),
                 load=lambda index: (images[index], Letterbox(image_size, image_size)),
                 category_ids=list(range(len(self.class_names))),
             )
@@ -50,7 +50,9 @@ class Digits:
 def draw_scene(
     rng: np.random.Generator, pictures: np.ndarray, classes: np.ndarray, size: int
 ) -> Sample:
-    """One scene: image uint8 (size, size, 3), boxes (N, 4) around the digits, labels (N,).
+    """One scene: image uint8 (size, size, 3), boxes (N, 4), labels (N,) and masks of the digits.
+
+    The masks are bool (N, size, size): a digit's pixels. The box is drawn around them.
 
     Args:
       rng: Draws the digits, their sizes and their places.
@@ -62,6 +64,7 @@ def draw_scene(
     taken = np.zeros((size, size), bool)
     boxes: list[list[int]] = []
     labels: list[int] = []
+    masks: list[np.ndarray] = []
     wanted, tries = rng.integers(2, 7), 0
     # The limit of tries is for scenes that have no room for another digit.
     while len(boxes) < 2 or (len(boxes) < wanted and tries < 100):
@@ -77,8 +80,11 @@ def draw_scene(
         )
         taken[place] = True
         canvas[place] = digit
-        rows, columns = np.nonzero(digit > INK)
-        boxes.append([x + columns.min(), y + rows.min(), x + columns.max() + 1, y + rows.max() + 1])
+        mask = np.zeros((size, size), bool)
+        mask[place] = digit > INK
+        rows, columns = np.nonzero(mask)
+        boxes.append([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
         labels.append(classes[index])
+        masks.append(mask)
     image = np.repeat(canvas[..., None], 3, axis=-1)
-    return image, np.array(boxes, np.float32), np.array(labels, np.int32)
+    return image, np.array(boxes, np.float32), np.array(labels, np.int32), np.stack(masks)

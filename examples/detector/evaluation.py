@@ -3,13 +3,13 @@
 import contextlib
 import io
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from .data import ValidationSet
+from .data import ValidationSet, encode_masks
 
 METRICS = ("AP", "AP50", "AP75")
 
@@ -20,35 +20,46 @@ def detect(predict: Predict, validation: ValidationSet) -> list[dict[str, Any]]:
     """Detections in COCO's result format, in pixels of the original images.
 
     Args:
-      predict: Takes an image uint8 (H, W, 3) and returns boxes (K, 4), scores (K,), labels (K,).
+      predict: Takes an image uint8 (H, W, 3) and returns boxes (K, 4), scores (K,), labels (K,),
+        exists (K,), which slots hold a detection, and of a detector with masks also masks
+        (K, H, W). A validation set with masks must not be letterboxed.
       validation: The images.
     """
-    results = []
+    results: list[dict[str, Any]] = []
     for index, image_info in enumerate(validation.ground_truth["images"]):
         image, place = validation.load(index)
         found = {name: np.asarray(value) for name, value in predict(image).items()}
+        found = {name: rows[found["exists"]] for name, rows in found.items()}
         boxes = place.backward(found["boxes"])
-        for (x1, y1, x2, y2), score, label in zip(
-            boxes.tolist(), found["scores"].tolist(), found["labels"].tolist(), strict=True
-        ):
-            if score > 0:
-                results.append(
-                    {
-                        "image_id": image_info["id"],
-                        "category_id": validation.category_ids[label],
-                        "bbox": [x1, y1, x2 - x1, y2 - y1],
-                        "score": score,
-                    }
-                )
+        of_image = [
+            {
+                "image_id": image_info["id"],
+                "category_id": validation.category_ids[label],
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "score": score,
+            }
+            for (x1, y1, x2, y2), score, label in zip(
+                boxes.tolist(), found["scores"].tolist(), found["labels"].tolist(), strict=True
+            )
+        ]
+        if "masks" in found:
+            for result, code in zip(of_image, encode_masks(found["masks"]), strict=True):
+                result["segmentation"] = code
+        results += of_image
     return results
 
 
 def average_precision(
-    validation: ValidationSet, results: list[dict[str, Any]]
+    validation: ValidationSet, results: list[dict[str, Any]], of: Literal["bbox", "segm"] = "bbox"
 ) -> dict[str, float | None]:
     """AP (mean over IoU 0.50 to 0.95), AP50 and AP75, each from 0 to 1.
 
     They are None for a validation set without objects, where precision has no meaning.
+
+    Args:
+      validation: The ground truth.
+      results: The detections, from `detect`.
+      of: Whether the IoU is that of boxes or of masks ("segm").
     """
     if all(annotation["iscrowd"] for annotation in validation.ground_truth["annotations"]):
         return dict.fromkeys(METRICS)
@@ -58,7 +69,7 @@ def average_precision(
         truth = COCO()
         truth.dataset = validation.ground_truth
         truth.createIndex()
-        coco_eval = COCOeval(truth, truth.loadRes(results), "bbox")
+        coco_eval = COCOeval(truth, truth.loadRes(results), of)
         coco_eval.params.maxDets = [validation.max_detections]
         coco_eval.evaluate()
         coco_eval.accumulate()

@@ -1,33 +1,56 @@
-"""From a detector's config to its head, which has the losses."""
+"""From a detector's config to its heads, which have the losses."""
 
 import copy
+import dataclasses
 import itertools
 from typing import Any
 
 import jax
 
-from visdet_jax.detectors import DenseHead, DETRHead, build_head
+from visdet_jax.detectors import DenseHead, DETRHead, StandardRoIHead, build_detector
 
 from .config import ConfigError
 
+# By their names in the config: `bbox_head`, or `rpn_head` and `roi_head` of two stages.
+Heads = dict[str, DenseHead | DETRHead | StandardRoIHead]
 
-def make_head(model: dict[str, Any], num_classes: int, strides: list[int]) -> DenseHead | DETRHead:
-    """The head of a config, for the number of classes and the strides that suit the data."""
-    config = {**copy.deepcopy(model["bbox_head"]), "num_classes": num_classes}
-    if "anchor_generator" in config:
-        config["anchor_generator"]["strides"] = strides
-    elif "regress_ranges" in config:
-        config |= {"strides": strides, "regress_ranges": _ranges(config, strides)}
+
+def make_heads(model: dict[str, Any], num_classes: int, strides: list[int]) -> Heads:
+    """The heads of a config, for the number of classes and the strides that suit the data."""
+    model = copy.deepcopy(model)
+    if "roi_head" in model:
+        dense, roi = model["rpn_head"], model["roi_head"]
+        branches = [roi[name] for name in ("bbox_head", "mask_head") if name in roi]
+    else:
+        dense = model["bbox_head"]
+        branches = [dense]
+    for branch in branches:
+        branch["num_classes"] = num_classes
+    if "anchor_generator" in dense:
+        dense["anchor_generator"]["strides"] = strides
+    elif "regress_ranges" in dense:
+        dense |= {"strides": strides, "regress_ranges": _ranges(dense, strides)}
     try:
-        head = build_head(config, model.get("train_cfg"))
+        heads: Heads = build_detector(model)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{model['type']}: {error}") from error
-    for name, state in head.init().items():
-        if jax.tree.leaves(state):
-            raise ConfigError(
-                f"{name} keeps running statistics, which this example does not support"
-            )
-    return head
+    for head in heads.values():
+        for name, state in head.init().items():
+            if jax.tree.leaves(state):
+                raise ConfigError(
+                    f"{name} keeps running statistics, which this example does not support"
+                )
+    return heads
+
+
+def has_masks(heads: Heads) -> bool:
+    """Whether the detector predicts masks, and needs them for its training."""
+    return getattr(heads.get("roi_head"), "mask_head", None) is not None
+
+
+def with_slots(head: Any, count: int) -> Any:
+    """The head with `count` slots for the detections of an image."""
+    return dataclasses.replace(head, test_cfg=dataclasses.replace(head.test_cfg, max_per_img=count))
 
 
 def _ranges(config: dict[str, Any], strides: list[int]) -> list[tuple[float, float]]:

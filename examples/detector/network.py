@@ -3,12 +3,14 @@
 The outputs come from towers that all levels share, or from DETR's transformer (detr.py).
 """
 
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from visdet_jax.boxes import KeptDetections, multiclass_nms
 from visdet_jax.detectors import (
     DenseHead,
     DETRHead,
@@ -18,6 +20,7 @@ from visdet_jax.detectors import (
 )
 
 from . import detr
+from .heads import with_slots
 
 GROUPS = 8  # of GroupNorm
 
@@ -126,7 +129,7 @@ class Towers(nnx.Module):
 
 
 class Detector(nnx.Module):
-    """From images to the outputs of a head."""
+    """From images to the outputs of one head, to its losses and to detections."""
 
     def __init__(
         self, head: DenseHead | DETRHead, *, width: int = 32, channels: int = 64, rngs: nnx.Rngs
@@ -139,6 +142,7 @@ class Detector(nnx.Module):
           channels: Channels of the pyramid and of the towers.
           rngs: Draw the weights.
         """
+        self.head = head
         strides = (detr.STRIDE,) if isinstance(head, DETRHead) else head.strides
         self.backbone = Backbone(strides, width, rngs=rngs)
         self.pyramid = Pyramid(self.backbone.channels, channels, rngs=rngs)
@@ -152,3 +156,35 @@ class Detector(nnx.Module):
         """The outputs for uint8 (B, H, W, 3), whose sides are multiples of the largest stride."""
         x = images.astype(jnp.float32) / 127.5 - 1
         return self.top(self.pyramid(self.backbone(x)))
+
+    @property
+    def loss_names(self) -> list[str]:
+        """The losses that are shown: DETR's of the last layer."""
+        return list(self.head.init())
+
+    def losses(self, batch: dict[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
+        """The losses of a batch by name. Nothing is drawn, the key is for two stages."""
+        images, boxes, labels = batch["images"], batch["boxes"], batch["labels"]
+        return self.head.loss(self(images), boxes, labels, image_shapes(images))
+
+    def detect(self, images: jax.Array, max_detections: int) -> tuple[KeptDetections, None]:
+        """The detections (B, K, ...) of images (B, H, W, 3), and no masks."""
+        outputs, shapes = self(images), image_shapes(images)
+        if isinstance(self.head, DETRHead):
+            # DETR predicts a set, without duplicates: at this threshold nothing is suppressed.
+            select = functools.partial(
+                multiclass_nms, score_thr=0.0, iou_threshold=1.0, max_per_img=max_detections
+            )
+            return jax.vmap(select)(*self.head.decode(outputs, shapes)), None
+        found = with_slots(self.head, max_detections).detect(outputs, shapes)
+        if outputs.centernesses is not None:
+            # These scores are products of two, class and centerness. Their root is on the scale of
+            # the other heads' scores.
+            found = found._replace(scores=jnp.sqrt(found.scores))
+        return found, None
+
+
+def image_shapes(images: jax.Array) -> jax.Array:
+    """Height and width (B, 2) of images (B, H, W, 3)."""
+    count, *shape, _ = images.shape
+    return jnp.broadcast_to(jnp.array(shape), (count, 2))

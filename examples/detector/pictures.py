@@ -1,5 +1,6 @@
 """Pictures of one run and of several: loss curves, and detections over ground truth."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,19 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator
 
-from .data import ValidationSet
+from .data import ValidationSet, decode_mask
 
 # Okabe and Ito's palette, whose colours the colour-blind can tell apart.
 BLUE, ORANGE, GREEN = "#0072B2", "#E69F00", "#009E73"
 SKY, VERMILION, PURPLE = "#56B4E9", "#D55E00", "#CC79A7"
 TRUTH: dict[str, Any] = {"fill": False, "edgecolor": SKY, "linestyle": "--", "linewidth": 1.8}
 DETECTION: dict[str, Any] = {"fill": False, "edgecolor": VERMILION, "linewidth": 1.6}
+MASK: dict[str, Any] = {"facecolor": ORANGE, "edgecolor": "none", "alpha": 0.75}
+MAX_COLUMNS = 3  # of losses
 MAX_PANELS = 8  # images of one run
 MAX_SIDE = 640  # pixels; of a larger image the middle is shown
 MAX_ROWS = 4  # images, where detectors are compared
@@ -33,11 +37,16 @@ Crop = tuple[int, int, int, int]  # x1, y1, x2, y2
 
 def draw_losses(path: Path, history: dict[str, list[float]]) -> None:
     """Draw a panel for each loss over the steps: the value of each step, and a running mean."""
-    size = (12, 4.2 if len(history) < 3 else 3.8)
-    figure, panels = plt.subplots(1, len(history), figsize=size, dpi=100, layout="constrained")
-    for panel, (name, values), color in zip(
-        panels, history.items(), (BLUE, ORANGE, GREEN), strict=False
-    ):
+    columns = min(len(history), MAX_COLUMNS)
+    rows = math.ceil(len(history) / columns)
+    size = (12, 4.2 if columns < MAX_COLUMNS else 3.8 * rows)
+    figure, panels = plt.subplots(
+        rows, columns, figsize=size, dpi=100, layout="constrained", squeeze=False
+    )
+    for panel in panels.flat[len(history) :]:
+        panel.axis("off")
+    colors = (BLUE, ORANGE, GREEN, VERMILION, PURPLE)
+    for panel, (name, values), color in zip(panels.flat, history.items(), colors, strict=False):
         width, ends, mean = _running_mean(values)
         steps = np.arange(1, len(values) + 1)
         panel.plot(steps, values, color=color, alpha=0.3, linewidth=0.8, label="each step")
@@ -52,9 +61,9 @@ def draw_losses(path: Path, history: dict[str, list[float]]) -> None:
 def draw_totals(path: Path, histories: dict[str, dict[str, list[float]]]) -> None:
     """Draw the sum of the losses of each detector over the steps, as a running mean."""
     figure, panel = plt.subplots(figsize=(10, 4.8), dpi=100, layout="constrained")
-    colors = (BLUE, ORANGE, GREEN, VERMILION, PURPLE)
-    styles = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
-    for (name, history), color, dashes in zip(histories.items(), colors, styles, strict=True):
+    colors = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, "black")
+    styles = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), "-", "--")
+    for (name, history), color, dashes in zip(histories.items(), colors, styles, strict=False):
         width, ends, mean = _running_mean(np.sum(list(history.values()), axis=0))
         panel.plot(ends, mean, linestyle=dashes, color=color, linewidth=2.5, label=name)
     panel.set(xlabel="step", ylabel=f"sum of the losses, mean of {width} steps", yscale="log")
@@ -87,7 +96,7 @@ def draw_comparison(path: Path, detections: dict[str, list[Detections]]) -> None
             row: list[Panel] = []
             for name, detections_of_sets in detections.items():
                 results = detections_of_sets[number][1]
-                row.append((validation, index, results, f"{name}: {_title(validation, index)}"))
+                row.append((validation, index, results, f"{name}\n{_title(validation, index)}"))
             rows.append(row)
     _draw_grid(path, rows, COMPARED_SIDE)
 
@@ -132,9 +141,18 @@ def _draw_grid(path: Path, rows: list[list[Panel]], max_side: int) -> None:
         ):
             _draw_image(axis, validation, index, results, crop)
             axis.set_title(title)
-    handles = [Rectangle((0, 0), 1, 1, **style) for style in (TRUTH, DETECTION)]
-    names = ["ground truth", f"detection, score ≥ {SCORE_THRESHOLD}"]
-    figure.legend(handles, names, loc="outside upper center", ncols=2, fontsize=12, frameon=False)
+    styles = {"ground truth": TRUTH, f"detection, score ≥ {SCORE_THRESHOLD}": DETECTION}
+    results = [result for row in rows for _, _, of_set, _ in row for result in of_set]
+    if any("segmentation" in result for result in results):
+        styles["its mask"] = MASK
+    handles = [Rectangle((0, 0), 1, 1, label=name, **style) for name, style in styles.items()]
+    figure.legend(
+        handles=handles,
+        loc="outside upper center",
+        ncols=len(handles),
+        fontsize=12,
+        frameon=False,
+    )
     figure.savefig(path, pil_kwargs={"quality": 85})
     plt.close(figure)
 
@@ -167,6 +185,9 @@ def _draw_image(
     # Above a box that starts higher than this, a label would be cut off.
     top = crop[1] + 0.06 * (crop[3] - crop[1])
     axis.imshow(image)
+    for result in shown:
+        if "segmentation" in result:
+            _draw_mask(axis, decode_mask(result["segmentation"]))
     # Ground truth comes last: its dashes leave the line of a detection below them visible.
     for entries, style in ((shown, DETECTION), (truth, TRUTH)):
         for entry in entries:
@@ -185,6 +206,14 @@ def _draw_image(
                     bbox={"facecolor": VERMILION, "edgecolor": "none", "pad": 1},
                 )
     axis.set(xlim=(crop[0] - 0.5, crop[2] - 0.5), ylim=(crop[3] - 0.5, crop[1] - 0.5))
+
+
+def _draw_mask(axis: Axes, mask: np.ndarray) -> None:
+    """Colour the pixels of a mask (H, W)."""
+    colored = np.empty((*mask.shape, 4))
+    colored[..., :3] = to_rgb(MASK["facecolor"])
+    colored[..., 3] = MASK["alpha"] * mask
+    axis.imshow(colored)
 
 
 def _middle(shape: tuple[int, ...], max_side: int) -> Crop:

@@ -14,10 +14,9 @@ import orbax.checkpoint as ocp
 from flax import nnx
 from tqdm import tqdm
 
-from visdet_jax.detectors import DenseHead, DETRHead, DETROutputs
-
+from .heads import Heads
 from .network import Detector
-from .postprocess import best, select
+from .two_stages import TwoStageDetector
 
 LEARNING_RATE = 2e-3
 WEIGHT_DECAY = 1e-3
@@ -34,12 +33,19 @@ class Batches(Protocol):
         """The batch of a step."""
 
 
+def make_network(heads: Heads, rngs: nnx.Rngs) -> Detector | TwoStageDetector:
+    """The network of the heads of one stage or of two."""
+    if "roi_head" in heads:
+        return TwoStageDetector(heads, rngs=rngs)
+    return Detector(heads["bbox_head"], rngs=rngs)
+
+
 class Trainer:
-    """A detector with one head: its state, its training step and its predictions."""
+    """A detector: its state, its training step and its predictions."""
 
     def __init__(
         self,
-        head: DenseHead | DETRHead,
+        heads: Heads,
         steps: int,
         seed: int,
         sharding: jax.sharding.Sharding | None = None,
@@ -47,13 +53,12 @@ class Trainer:
         """A trainer.
 
         Args:
-          head: The head, whose losses are trained.
+          heads: The heads, whose losses are trained.
           steps: Length of the run, on which the learning rate schedule depends.
-          seed: Of the initial weights.
+          seed: Of the initial weights, and of what two stages draw at each step.
           sharding: Where the state lies. None is the default device.
         """
-        self.head, self.steps, self.sharding = head, steps, sharding
-        self.loss_names = list(head.init())  # Those that are shown: DETR's of the last layer.
+        self.steps, self.sharding = steps, sharding
         warmup = max(1, steps // 20)
         schedule = optax.warmup_cosine_decay_schedule(0.0, LEARNING_RATE, warmup, max(steps, 2))
         self.optimizer = optax.chain(
@@ -61,13 +66,14 @@ class Trainer:
         )
         self.ema = optax.ema(EMA_DECAY)
 
-        def make_model() -> Detector:
+        def make_model() -> Detector | TwoStageDetector:
             # Keep "rbg". With the default generator, threefry, the initialisers take 2 s longer to
             # compile.
-            return Detector(head, rngs=nnx.Rngs(jax.random.key(seed, impl="rbg")))
+            return make_network(heads, rngs=nnx.Rngs(jax.random.key(seed, impl="rbg")))
 
-        self.make_model = make_model
-        self.graphdef = nnx.graphdef(nnx.eval_shape(make_model))
+        self.make_model, self.key = make_model, jax.random.key(seed)
+        abstract = nnx.eval_shape(make_model)
+        self.graphdef, self.loss_names = nnx.graphdef(abstract), abstract.loss_names
         # All batches have one shape, so this is compiled once.
         self.step = jax.jit(self._step, donate_argnums=0)
 
@@ -93,10 +99,8 @@ class Trainer:
         """The state after a step on a batch."""
 
         def total_loss(params: nnx.State) -> tuple[jax.Array, jax.Array]:
-            count, *shape, _ = batch["images"].shape
-            outputs = nnx.merge(self.graphdef, params)(batch["images"])
-            shapes = jnp.broadcast_to(jnp.array(shape), (count, 2))
-            losses = self.head.loss(outputs, batch["boxes"], batch["labels"], shapes)
+            key = jax.random.fold_in(self.key, state["step"])
+            losses = nnx.merge(self.graphdef, params).losses(batch, key)
             return sum(losses.values()), jnp.stack([losses[name] for name in self.loss_names])
 
         gradients, values = jax.grad(total_loss, has_aux=True)(state["params"])
@@ -139,19 +143,14 @@ class Trainer:
     def predictor(
         self, state: State, max_detections: int
     ) -> Callable[[np.ndarray], dict[str, jax.Array]]:
-        """A function from an image uint8 (H, W, 3) to boxes (K, 4), scores (K,) and labels (K,)."""
+        """A function from an image uint8 (H, W, 3) to its detections: see `evaluation.detect`."""
 
         @jax.jit
         def predict(params: nnx.State, image: jax.Array) -> dict[str, jax.Array]:
-            outputs = nnx.merge(self.graphdef, params)(image[None])
-            boxes, scores = self.head.decode(outputs, jnp.array([image.shape[:2]]))
-            if isinstance(outputs, DETROutputs):  # DETR predicts a set, without duplicates.
-                return best(boxes[0], scores[0], max_detections)
-            if outputs.centernesses is not None:
-                # These scores are products of two, class and centerness. Their root is on the
-                # scale of the other heads' scores.
-                scores = jnp.sqrt(scores)
-            return select(boxes[0], scores[0], max_detections)
+            network = nnx.merge(self.graphdef, params)
+            found, masks = network.detect(image[None], max_detections)
+            rows = found._asdict() if masks is None else {**found._asdict(), "masks": masks}
+            return {name: x[0] for name, x in rows.items()}
 
         return functools.partial(predict, state["averaged"])
 

@@ -25,7 +25,7 @@ PIXELS = (3, 4)
 PRIORS = 40
 IMAGE = np.array([100, 120], np.int32)
 LOGITS = np.array([-1e4, -100, -17, -1e-3, 0, 17, 1e4], np.float32)
-SHARED = ("image_shape", "text_token_mask")
+SHARED = ("image_shape", "text_token_mask", "key")
 
 Inputs = dict[str, np.ndarray]
 Generator = np.random.Generator
@@ -65,10 +65,12 @@ class Row:
     config: the class's keys beside `type`.
     untraced: fields that are numbers and that no call reads, so that they need not be traceable
       and may have any value.
+    static: fields that are numbers and choose shapes, so that they cannot be traced.
     """
 
     config: dict[str, Any] = field(default_factory=dict)
     untraced: tuple[str, ...] = ()
+    static: tuple[str, ...] = ()
 
     is_called = False  # with arrays
     has_labels = False  # of ground truth, among those arrays
@@ -268,12 +270,47 @@ class PriorRow(Row):
     size: int = 4
 
 
+@dataclass(frozen=True)
+class SamplerRow(Row):
+    """A sampler of candidates, some of them ignored or dropped. It gets whatever it may ask for."""
+
+    static: tuple[str, ...] = ("pos_fraction", "neg_pos_ub", "floor_thr", "floor_fraction")
+
+    is_called = True
+    integers = ("chosen",)
+
+    def inputs(self, rng: Generator) -> Inputs:
+        kinds = [-2, -1, 0, 0, 0, 0, 1, 1, 1, 3, 4]
+        return {
+            "key": rng.integers(0, 2**32, 2, np.uint32),
+            "assigned": rng.choice(kinds, PRIORS).astype(np.int32),
+            "overlaps": rng.random(PRIORS).astype(np.float32),
+            "losses": rng.exponential(size=PRIORS).astype(np.float32),
+        }
+
+    def extremes(self, rng: Generator) -> Inputs:
+        return self.inputs(rng) | {
+            "assigned": np.full(PRIORS, rng.choice([-2, -1, 0, 1]), np.int32),
+            "overlaps": rng.choice([0, 1], PRIORS).astype(np.float32),
+            "losses": rng.choice([0, 1e38], PRIORS).astype(np.float32),
+        }
+
+    def call(self, built: Any, inputs: Inputs) -> dict[str, Any]:
+        assigned, overlaps, losses = (inputs[k][None] for k in ("assigned", "overlaps", "losses"))
+        chosen = built.choose(assigned, key=inputs["key"], overlaps=overlaps, losses=losses)
+        return {"chosen": chosen[0].astype(np.int32)}
+
+    def shapes(self, inputs: Inputs) -> dict[str, tuple[int, ...]]:
+        return {"chosen": inputs["assigned"].shape}
+
+
 COSTS = [
     {"type": "FocalLossCost", "weight": 2.0},
     {"type": "BBoxL1Cost", "weight": 5.0, "box_format": "xywh"},
     {"type": "IoUCost", "weight": 2.0},
 ]
 STDS = {"target_stds": (0.1, 0.1, 0.2, 0.2), "target_means": (0.05, -0.1, 0.02, 0.3)}
+LIMITS = {"num": 14, "pos_fraction": 0.25}
 OCTAVES = {"octave_base_scale": 4.0, "scales_per_octave": 3}
 
 # A class without a row fails test_every_registered_class_has_a_row.
@@ -288,6 +325,15 @@ ROWS: dict[str, list[Row]] = {
     "BinaryFocalLossCost": [CostRow(), CostRow({"gamma": 1.5})],
     "ClassificationCost": [CostRow()],
     "CrossEntropyLossCost": [CostRow()],
+    "CombinedSampler": [
+        SamplerRow(
+            LIMITS
+            | {
+                "pos_sampler": {"type": "InstanceBalancedPosSampler"},
+                "neg_sampler": {"type": "IoUBalancedNegSampler", "floor_thr": -1},
+            }
+        ),
+    ],
     "DeltaXYWHBBoxCoder": [CoderRow(), CoderRow(STDS | {"add_ctr_clamp": True})],
     "DiceCost": [
         CostRow(masks_are_probabilities=True),
@@ -295,10 +341,17 @@ ROWS: dict[str, list[Row]] = {
         CostRow({"pred_act": True}),
     ],
     "DistancePointBBoxCoder": [CoderRow(size=2), CoderRow({"clip_border": False}, size=2)],
+    "nms": [Row(untraced=("max_num", "split_thr"))],
+    "soft_nms": [Row()],
     "FocalLossCost": [CostRow(), CostRow({"binary_input": True, "gamma": 1.5})],
     "HungarianAssigner": [
         MatcherRow({"match_costs": COSTS}),
         MatcherRow({"match_costs": {"type": "ClassificationCost"}}),
+    ],
+    "InstanceBalancedPosSampler": [SamplerRow(LIMITS)],
+    "IoUBalancedNegSampler": [
+        SamplerRow(LIMITS),
+        SamplerRow(LIMITS | {"floor_thr": 0.1, "floor_fraction": 0.3, "num_bins": 1}),
     ],
     "IoUCost": [CostRow(), CostRow({"iou_mode": "iou"}), CostRow({"iou_mode": "iof"})],
     "LegacyAnchorGenerator": [
@@ -313,7 +366,9 @@ ROWS: dict[str, list[Row]] = {
         AssignerRow({"pos_iou_thr": 0.3, "neg_iou_thr": 0.3, "match_low_quality": False}),
     ],
     "MlvlPointGenerator": [PriorRow({"strides": (8, 16), "offset": 0.25}, size=2)],
-    "PseudoSampler": [Row()],
+    "OHEMSampler": [SamplerRow(LIMITS)],
+    "PseudoSampler": [SamplerRow()],
+    "RandomSampler": [SamplerRow(LIMITS), SamplerRow(LIMITS | {"neg_pos_ub": 2.5})],
     "TBLRBBoxCoder": [CoderRow(), CoderRow({"normalizer": (1.0, 2.0, 4.0, 0.5)})],
 }
 

@@ -93,8 +93,8 @@ def test_every_row_is_of_a_registered_class():
 @every_class
 def test_classes_and_their_functions_are_exported(name):
     cls = TASK_UTILS[name]
-    assert getattr(visdet_jax.detectors, name, None) is cls, (
-        f"export {name!r} from visdet_jax/detectors/__init__.py"
+    assert getattr(visdet_jax.detectors, cls.__name__, None) is cls, (
+        f"export {cls.__name__!r} from visdet_jax/detectors/__init__.py"
     )
     for function in cls.functions:
         places = visdet_jax.detectors, visdet_jax.boxes
@@ -138,16 +138,16 @@ def test_every_number_has_a_range_outside_of_which_it_raises(name, row):
         if float not in union_members(kind):
             outside = [int(x) for x in outside if np.isfinite(x)]
         for number in outside:
-            with pytest.raises(ValueError, match=f"{name}: {key} must be "):
+            with pytest.raises(ValueError, match=f"{type(built).__name__}: {key} must be "):
                 build(name, row, **{key: number})
 
 
 @every_row
 def test_wrong_types_of_fields_raise(name, row):
     for key in field_types(TASK_UTILS[name]):
-        with pytest.raises((TypeError, ValueError), match=f"{name}: {key}"):
+        with pytest.raises((TypeError, ValueError), match=f"{TASK_UTILS[name].__name__}: {key}"):
             build(name, row, **{key: object()})
-    with pytest.raises(ValueError, match=f"{name} has no key 'nonsense'"):
+    with pytest.raises(ValueError, match=f"{TASK_UTILS[name].__name__} has no key 'nonsense'"):
         build(name, row, nonsense=1)
 
 
@@ -335,7 +335,7 @@ def numbers_of(name, row):
     """The fields that a call may read and that are numbers, and those that are tuples of them."""
     built = build(name, row)
     values = {field.name: getattr(built, field.name) for field in dataclasses.fields(built)}
-    values = {key: value for key, value in values.items() if key not in row.untraced}
+    values = {k: v for k, v in values.items() if k not in (*row.untraced, *row.static)}
     numbers = {key: value for key, value in values.items() if isinstance(value, float)}
     tuples = {key: value for key, value in values.items() if isinstance(value, tuple)}
     return numbers, tuples

@@ -65,6 +65,8 @@ def all_runs(tmp_path_factory):
         ("atss", ["loss_bbox", "loss_centerness", "loss_cls"]),
         ("gfl", ["loss_bbox", "loss_cls", "loss_dfl"]),
         ("detr", ["loss_bbox", "loss_cls", "loss_iou"]),
+        ("faster_rcnn", ["loss_bbox", "loss_cls", "loss_rpn_bbox", "loss_rpn_cls"]),
+        ("mask_rcnn", ["loss_bbox", "loss_cls", "loss_mask", "loss_rpn_bbox", "loss_rpn_cls"]),
     ],
 )
 def test_each_detector_trains(all_runs, detector, names):
@@ -243,6 +245,8 @@ def test_losses_that_do_not_fit(tmp_path, detector, losses, message):
         (["--all", "--detector", "gfl"], "leave out --detector"),
         (["--all", "--losses", "my.yaml"], "leave out --losses"),
         (["--all", "--resume"], "leave out --resume"),
+        (["--detector", "mask_rcnn"], "needs masks: add --data digits"),
+        ([*OWN_DATA, "--detector", "mask_rcnn"], "needs masks: add --data digits"),
         (["--data", "trees", *OWN_DATA], "leave it out"),
     ],
 )

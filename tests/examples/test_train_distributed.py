@@ -12,7 +12,7 @@ import pytest
 import train_distributed
 from detector import digits
 from detector.config import read_options
-from detector.heads import make_head
+from detector.heads import make_heads
 from detector.training import Trainer, train_in_folder
 from train_detector import build_dataset
 
@@ -47,9 +47,9 @@ def one_device(tmp_path_factory):
     folder = tmp_path_factory.mktemp("one") / "run"
     ((_, options),) = read_options([*RUN, "--out", str(folder)])[0].items()
     dataset = build_dataset(options)
-    head = make_head(options["model"], len(dataset.class_names), options["strides"])
+    heads = make_heads(options["model"], len(dataset.class_names), options["strides"])
     return train_in_folder(
-        Trainer(head, options["steps"], options["seed"]), dataset, folder, options
+        Trainer(heads, options["steps"], options["seed"]), dataset, folder, options
     )
 
 

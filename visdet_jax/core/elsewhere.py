@@ -10,30 +10,25 @@ ELSEWHERE = {
         BasePanopticFusionHead BaseSemanticHead BboxOverlaps2D_GLIP BoxInstBboxHead
         BoxInstMaskHead BucketingBBoxCoder CascadeRPNHead CenterNetHead
         CenterNetUpdateHead CenterRegionAssigner CentripetalHead CoarseMaskHead
-        CombinedSampler CondInstBboxHead CondInstMaskHead
-        CornerHead DDODHead DDQDETRHead DIIHead DINOHead
-        DecoupledSOLOHead DecoupledSOLOLightHead DeltaXYWHBBoxCoderForGLIP
-        DynamicMaskHead DynamicRoIHead
-        DynamicSoftLabelAssigner EmbeddingRPNHead FSAFHead FeatureRelayHead
-        FoveaHead FreeAnchorRetinaHead FusedSemanticHead GARPNHead GARetinaHead
-        GlobalContextHead GridAssigner GridHead GridRoIHead GroundingDINOHead
-        GuidedAnchorHead HTCMaskHead HeuristicFusionHead HybridTaskCascadeRoIHead
-        InstanceBalancedPosSampler IoUBalancedNegSampler LADHead LDHead
-        LegacySSDAnchorGenerator
-        Mask2FormerHead Mask2FormerTrackHead MaskFormerFusionHead MaskFormerHead
-        MaskIoUHead MaskPointHead MaskPseudoSampler MaskScoringRoIHead
-        MultiInsRandomSampler MultiInstanceAssigner MultiInstanceBBoxHead
-        MultiInstanceRoIHead OHEMSampler PAAHead PISARetinaHead PISARoIHead
-        PISASSDHead PointAssigner PointGenerator PointRendRoIHead
-        PseudoBBoxCoder QuasiDenseEmbedHead QuasiDenseTrackHead RTMDetHead
-        RTMDetInsHead RTMDetInsSepBNHead RTMDetSepBNHead RegionAssigner
-        RepPointsHead RoIEmbedHead RoITrackHead SABLHead SABLRetinaHead
+        CondInstBboxHead CondInstMaskHead CornerHead DDODHead DDQDETRHead DIIHead
+        DINOHead DecoupledSOLOHead DecoupledSOLOLightHead DeltaXYWHBBoxCoderForGLIP
+        DynamicMaskHead DynamicRoIHead DynamicSoftLabelAssigner EmbeddingRPNHead
+        FSAFHead FeatureRelayHead FoveaHead FreeAnchorRetinaHead FusedSemanticHead
+        GARPNHead GARetinaHead GlobalContextHead GridAssigner GridHead GridRoIHead
+        GroundingDINOHead GuidedAnchorHead HTCMaskHead HeuristicFusionHead
+        HybridTaskCascadeRoIHead LADHead LDHead LegacySSDAnchorGenerator Mask2FormerHead
+        Mask2FormerTrackHead MaskFormerFusionHead MaskFormerHead MaskIoUHead
+        MaskPointHead MaskPseudoSampler MaskScoringRoIHead MultiInsRandomSampler
+        MultiInstanceAssigner MultiInstanceBBoxHead MultiInstanceRoIHead PAAHead
+        PISARetinaHead PISARoIHead PISASSDHead PointAssigner
+        PointGenerator PointRendRoIHead PseudoBBoxCoder QuasiDenseEmbedHead
+        QuasiDenseTrackHead RTMDetHead RTMDetInsHead RTMDetInsSepBNHead RTMDetSepBNHead
+        RegionAssigner RepPointsHead RoIEmbedHead RoITrackHead SABLHead SABLRetinaHead
         SCNetBBoxHead SCNetMaskHead SCNetRoIHead SCNetSemanticHead SOLOHead SOLOV2Head
-        SSDAnchorGenerator SSDHead ScoreHLRSampler
-        SimOTAAssigner SparseRoIHead StageCascadeRPNHead
-        TOODHead TaskAlignedAssigner TopkHungarianAssigner
-        UniformAssigner VFNetHead YOLACTHead YOLOAnchorGenerator
-        YOLOBBoxCoder YOLOFHead YOLOV3Head YOLOXHead
+        SSDAnchorGenerator SSDHead ScoreHLRSampler SimOTAAssigner SparseRoIHead
+        StageCascadeRPNHead TOODHead TaskAlignedAssigner TopkHungarianAssigner
+        UniformAssigner VFNetHead YOLACTHead YOLOAnchorGenerator YOLOBBoxCoder YOLOFHead
+        YOLOV3Head YOLOXHead
         """,
     "mmrotate": """
         ATSSKldAssigner ATSSObbAssigner AngleBranchRetinaHead BCConvexGIoULoss CFAHead

@@ -75,6 +75,14 @@ from visdet_jax.detectors.registry import NETWORK_KEYS as NETWORK_KEYS
 from visdet_jax.detectors.registry import TASK_UTILS as TASK_UTILS
 from visdet_jax.detectors.registry import build_detector as build_detector
 from visdet_jax.detectors.registry import build_head as build_head
+from visdet_jax.detectors.samplers.combined import CombinedSampler as CombinedSampler
+from visdet_jax.detectors.samplers.instance_balanced import (
+    InstanceBalancedPosSampler as InstanceBalancedPosSampler,
+)
+from visdet_jax.detectors.samplers.iou_balanced import (
+    IoUBalancedNegSampler as IoUBalancedNegSampler,
+)
+from visdet_jax.detectors.samplers.ohem import OHEMSampler as OHEMSampler
 from visdet_jax.detectors.samplers.pseudo import PseudoSampler as PseudoSampler
 from visdet_jax.detectors.samplers.random import RandomSampler as RandomSampler
 from visdet_jax.detectors.samplers.sampler import Sampler as Sampler

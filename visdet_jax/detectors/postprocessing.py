@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from visdet_jax.core.frozen import FrozenModule
-from visdet_jax.core.hyperparameters import Count, Finite, Fraction, Positive
+from visdet_jax.core.hyperparameters import Count, Finite, Fraction, Number, Positive
 from visdet_jax.detectors.registry import TASK_UTILS
 
 
@@ -37,7 +37,7 @@ class SoftNMS(Suppression):
     """mmcv's soft suppression, so that configs that name it build; `detect` raises for it.
 
     Args:
-      iou_threshold, sigma, min_score, method: mmcv's.
+      iou_threshold, sigma, min_score, method: Keys of mmcv without effect.
     """
 
     iou_threshold: Fraction = 0.3
@@ -73,7 +73,7 @@ class TestConfig(FrozenModule):
     nms_post: int = -1
     mask_thr_binary: Fraction = 0.5
 
-    def iou_threshold(self) -> float | None:
+    def iou_threshold(self) -> Number | None:
         """The threshold of the suppression; None where there is none.
 
         Raises: ValueError for a suppression that is not here.

@@ -22,12 +22,13 @@ PositiveNumbers = Annotated[tuple[float, ...], Range(0, without_low=True)]
 class Grid(NamedTuple):
     """The N priors of all levels: level after level, row by row, those of one cell together.
 
-    Constants in NumPy: they depend on the feature sizes alone.
+    Constants in NumPy: they depend on the feature sizes alone. `detect` gathers rows of them.
     """
 
-    priors: np.ndarray  # (N, 4) anchors as x1, y1, x2, y2, or (N, 2) points as x, y; pixels
+    # (N, 4) anchors as x1, y1, x2, y2, or (N, 2) points as x, y; pixels
+    priors: np.ndarray | jax.Array
     corners: np.ndarray  # (N, 2) x, y of the upper left corner of the prior's cell, pixels
-    strides: np.ndarray  # (N,) of the prior's level, pixels
+    strides: np.ndarray | jax.Array  # (N,) of the prior's level, pixels
     level_sizes: tuple[int, ...]  # priors of each level
 
 

@@ -12,7 +12,6 @@ import pytest
 
 from cases import few
 from head_cases import (
-    CLASSES,
     FEW,
     IMAGE,
     ROWS,
@@ -39,8 +38,10 @@ def test_a_box_loss_is_of_the_boxes_alone(name):
     labels[0, 0] = 0
     losses, gradient = compiled(head)(outputs, boxes, labels, shapes)
     again, other = compiled(head)(outputs, boxes, np.where(labels >= 0, 2, -7), shapes)
-    assert losses["loss_cls"] != again["loss_cls"]
-    assert losses["loss_bbox"] == again["loss_bbox"]
+    of_classes, of_boxes = (ROWS[name].key(loss) for loss in ("loss_cls", "loss_bbox"))
+    # An RPN has one class of objects.
+    assert (losses[of_classes] == again[of_classes]) == (not ROWS[name].has_classes())
+    assert losses[of_boxes] == again[of_boxes]
     chex.assert_trees_all_equal(gradient.bbox_preds, other.bbox_preds)
 
 
@@ -107,7 +108,7 @@ def test_a_batch_without_images(name):
     losses, gradient = compiled(head, "no image")(*batch_for(head, ()))
     assert not any(losses.values())
     assert all(x.shape[0] == 0 for x in jax.tree.leaves(gradient))
-    assert head.decode(outputs_for(head, 0)).scores.shape[::2] == (0, CLASSES)
+    assert head.decode(outputs_for(head, 0)).scores.shape[::2] == (0, head.num_classes)
 
 
 # Decoding.
@@ -125,7 +126,7 @@ def boxes_by_hand(head, outputs):
     """Boxes in pixels, before the clip, in NumPy."""
     grid = head.grid(((4, 6), (2, 3)), np.float32)
     preds = rows_of(outputs.bbox_preds, head.box_channels)
-    if isinstance(head, HEADS["RetinaHead"] | HEADS["ATSSHead"]):
+    if isinstance(head, HEADS["RetinaHead"] | HEADS["ATSSHead"] | HEADS["RPNHead"]):
         coder = head.bbox_coder
         deltas = preds * np.array(coder.target_stds) + np.array(coder.target_means)
         size = grid.priors[:, 2:] - grid.priors[:, :2]
@@ -158,7 +159,7 @@ def test_decode(name, changes):
     np.testing.assert_allclose(clipped, np.clip(expected, 0, limits), rtol=1e-4, atol=1e-3)
     one_for_all = head.decode(outputs, (20, 30))
     np.testing.assert_array_equal(one_for_all.boxes[0], clipped[0])
-    by_class = sigmoid(rows_of(outputs.cls_scores, CLASSES))
+    by_class = sigmoid(rows_of(outputs.cls_scores, head.num_classes))
     if outputs.centernesses is not None:
         by_class *= sigmoid(rows_of(outputs.centernesses, 1))
     np.testing.assert_allclose(scores, by_class, rtol=1e-5)
@@ -202,9 +203,10 @@ def test_vmap_over_the_exponent_of_the_class_loss(name):
     alone, _ = compiled(row.head())(*batch)
     for key, value in swept.items():
         np.testing.assert_allclose(value[0], alone[key], rtol=1e-5)
-    np.testing.assert_allclose(swept["loss_cls"][1], 3 * alone["loss_cls"], rtol=1e-5)
-    assert swept["loss_cls"][2] > alone["loss_cls"]
-    np.testing.assert_allclose(swept["loss_bbox"], jnp.full(3, alone["loss_bbox"]), rtol=1e-5)
+    of_classes, of_boxes = row.key("loss_cls"), row.key("loss_bbox")
+    np.testing.assert_allclose(swept[of_classes][1], 3 * alone[of_classes], rtol=1e-5)
+    assert swept[of_classes][2] > alone[of_classes]
+    np.testing.assert_allclose(swept[of_boxes], jnp.full(3, alone[of_boxes]), rtol=1e-5)
 
 
 # Memory.

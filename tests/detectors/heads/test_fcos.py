@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from head_cases import FIRST_STAGE_ROWS, ROWS, batch_for, boxes_for, compiled, outputs_for
+from head_cases import ROWS, batch_for, boxes_for, compiled, outputs_for
 from visdet_jax import checked
 from visdet_jax.boxes import nms
 from visdet_jax.detectors import FCOSRPNHead, build_detector, build_head
 
 ROW = ROWS["FCOSHead"]
-FIRST_STAGE = FIRST_STAGE_ROWS["FCOSRPNHead"]
+FIRST_STAGE = ROWS["FCOSRPNHead"]
 RPN_TEST = {"nms_pre": 20, "max_per_img": 12, "nms": {"type": "nms", "iou_threshold": 0.7}}
 
 

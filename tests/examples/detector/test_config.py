@@ -3,7 +3,7 @@
 import pytest
 
 from detector.config import ConfigError, load_losses, read_model
-from detector.heads import make_head
+from detector.heads import make_heads
 
 pytestmark = pytest.mark.example
 
@@ -22,7 +22,7 @@ def test_losses_files_in_yaml_and_python_agree(tmp_path):
     )
     python_file.write_text("\n".join(f"{name} = {config}" for name, config in LOSSES.items()))
     assert load_losses(yaml_file) == load_losses(python_file) == LOSSES
-    head = make_head(read_model("fcos", LOSSES), 3, [4, 8])
+    head = make_heads(read_model("fcos", LOSSES), 3, [4, 8])["bbox_head"]
     assert head.loss_cls.gamma == 1.5
     assert type(head.loss_bbox).__name__ == "IoULoss"
     assert type(head.loss_centerness).__name__ == "CrossEntropyLoss"
@@ -45,3 +45,23 @@ def test_broken_losses_file(tmp_path, name, text, message):
     with pytest.raises(ConfigError, match=message) as error:
         load_losses(tmp_path / name)
     assert str(tmp_path / name) in str(error.value)
+
+
+def test_losses_of_two_stages_go_by_the_names_that_are_shown():
+    """loss_rpn_bbox is the first stage's, loss_bbox the second's."""
+    names = ("loss_rpn_cls", "loss_rpn_bbox", "loss_cls", "loss_bbox", "loss_mask")
+    losses = {
+        name: {
+            "type": "SmoothL1Loss" if "bbox" in name else "CrossEntropyLoss",
+            "loss_weight": float(number),
+            **({"use_mask": True} if name == "loss_mask" else {}),
+        }
+        for number, name in enumerate(names)
+    }
+    heads = make_heads(read_model("mask_rcnn", losses), 3, [4, 8])
+    rpn, roi = heads["rpn_head"], heads["roi_head"]
+    boxes, masks = roi.bbox_head, roi.mask_head
+    built = (rpn.loss_cls, rpn.loss_bbox, boxes.loss_cls, boxes.loss_bbox, masks.loss_mask)
+    assert [loss.loss_weight for loss in built] == [0, 1, 2, 3, 4]
+    with pytest.raises(ConfigError, match="has no loss_mask, but loss_rpn_cls, loss_rpn_bbox, lo"):
+        read_model("faster_rcnn", {"loss_mask": losses["loss_mask"]})

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.example
 
 
 def test_detr_starts_from_the_best_proposals_and_corrects_them_layer_by_layer():
-    head = heads.make_head(read_model("detr", {}), 3, [8])
+    head = heads.make_heads(read_model("detr", {}), 3, [8])["bbox_head"]
     transformer = nnx.jit(lambda: detr.Transformer(16, head, rngs=nnx.Rngs(0)))()
     features = np.random.default_rng(0).normal(size=(2, 4, 6, 16)).astype("f4")
     apply = nnx.jit(lambda transformer: transformer([features]))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from detector import digits
-from detector.data import PADDING
+from detector.data import PADDING, decode_mask
 
 pytestmark = pytest.mark.example
 
@@ -60,3 +60,21 @@ def test_digits_scenes():
             for edge in (ink[y1, x1:x2], ink[y2 - 1, x1:x2], ink[y1:y2, x1], ink[y1:y2, x2 - 1]):
                 assert edge.any()
         assert not (ink & ~covered).any()
+
+
+def test_the_masks_of_digits_are_their_pixels():
+    dataset = digits.Digits(batch_size=8, image_size=96, max_boxes=8, seed=5)
+    batch = dataset.train_batch(2)
+    assert batch["masks"].shape == (8, 8, 96, 96)
+    assert batch["masks"].dtype == bool
+    for image, boxes, labels, masks in zip(*batch.values(), strict=True):
+        assert (masks.any(axis=0) == (image[..., 0] > digits.INK)).all()
+        assert masks.sum(axis=0).max() == 1
+        assert (masks.any(axis=(1, 2)) == (labels >= 0)).all()
+        for (x1, y1, x2, y2), mask in zip(boxes.astype(int), masks, strict=True):
+            assert mask[y1:y2, x1:x2].sum() == mask.sum()
+    truth = dataset.validation[0].ground_truth
+    image, _ = dataset.validation[0].load(3)
+    codes = [a["segmentation"] for a in truth["annotations"] if a["image_id"] == 3]
+    found = np.any([decode_mask(code) for code in codes], axis=0)
+    assert (found == (image[..., 0] > digits.INK)).all()

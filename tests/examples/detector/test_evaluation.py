@@ -30,6 +30,31 @@ def test_average_precision_of_known_detections():
     assert score(validation, []) == {"AP": 0.0, "AP50": 0.0, "AP75": 0.0}
 
 
+def test_average_precision_of_masks():
+    """Masks and boxes are measured by themselves."""
+    masks = np.zeros((2, 40, 40), bool)
+    masks[0, 5:15, 5:15] = masks[1, 20:30, 20:40] = True
+    boxes = np.array([[5, 5, 15, 15], [20, 20, 40, 30]], "f4")
+    truth = data.coco_dict([boxes], [np.array([0, 0])], ["thing"], [masks])
+    image = np.zeros((40, 40, 3), np.uint8)
+    validation = data.ValidationSet(
+        "known", truth, load=lambda index: (image, data.Letterbox(40, 40)), category_ids=[0]
+    )
+    loose = masks.copy()
+    loose[0, 5:15, 5:11] = False  # An IoU of 0.4 with the mask, below the least threshold.
+    slots = {"boxes": boxes, "scores": np.array([0.9, 0.8]), "labels": np.array([0, 0])}
+    padded = {
+        name: np.concatenate([rows, rows[:1]]) for name, rows in {**slots, "masks": loose}.items()
+    }
+    exists = np.array([True, True, False])
+    results = evaluation.detect(lambda image: {**padded, "exists": exists}, validation)
+    assert [result["bbox"] for result in results] == [[5, 5, 10, 10], [20, 20, 20, 10]]
+    assert evaluation.average_precision(validation, results)["AP"] == 1.0
+    # The better of the two detections is wrong: half of all is right at a recall of a half.
+    masks_ap = evaluation.average_precision(validation, results, "segm")["AP"]
+    assert masks_ap == pytest.approx(0.5 * 51 / 101)
+
+
 @pytest.mark.parametrize("label", [None, IGNORED])
 @pytest.mark.parametrize("detections", [0, 1])
 def test_average_precision_is_not_available_without_objects(label, detections):

@@ -16,7 +16,7 @@ def test_fcos_distances_are_positive_in_pixels_or_strides():
     for norm_on_bbox in (False, True):
         model = read_model("fcos", {})
         model["bbox_head"]["norm_on_bbox"] = norm_on_bbox
-        head = heads.make_head(model, 3, [4, 8])
+        head = heads.make_heads(model, 3, [4, 8])["bbox_head"]
         towers = nnx.eval_shape(lambda head=head: network.Towers(8, head, rngs=nnx.Rngs(0)))
         outputs = HeadOutputs(*[[np.ones((1, 2, 2, 4), "f4")] * 2] * 3)
         units.append(towers.units)
@@ -31,7 +31,7 @@ def test_fcos_distances_are_positive_in_pixels_or_strides():
 
 def test_detr_outputs_follow_the_image():
     """A set after each of 3 layers and a proposal of each cell; more queries in larger images."""
-    head = heads.make_head(read_model("detr", {}), 3, [4, 8])
+    head = heads.make_heads(read_model("detr", {}), 3, [4, 8])["bbox_head"]
     for shape, cells, queries in (((96, 96), 144, 24), ((64, 200), 200, 34)):
         outputs = nnx.eval_shape(
             lambda shape=shape: network.Detector(head, rngs=nnx.Rngs(0))(

@@ -1,7 +1,7 @@
 """The base of the heads on anchors: RetinaNet, ATSS, GFL."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from visdet_jax.detectors.heads.criterion import Criterion
 from visdet_jax.detectors.heads.dense_head import DenseHead
 from visdet_jax.detectors.priors import AnchorGenerator, Grid, Sizes, inside_flags, valid_flags
 from visdet_jax.detectors.samplers.pseudo import PseudoSampler
+from visdet_jax.detectors.samplers.sampler import Sampler
 from visdet_jax.detectors.structures import HeadTargets, Rows
 from visdet_jax.losses.boxes._box_loss import BoxLoss
 from visdet_jax.losses.classification.cross_entropy import CrossEntropyLoss
@@ -50,9 +51,16 @@ class AnchorHead(DenseHead):
     loss_cls: Loss = CrossEntropyLoss(use_sigmoid=True)
     loss_bbox: Loss = SmoothL1Loss(beta=1 / 9)
     assigner: Assigner
-    sampler: PseudoSampler = PseudoSampler()
+    sampler: Sampler = PseudoSampler()
     allowed_border: Finite = -1
     pos_weight: Finite = -1
+
+    takes_samplers: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (self.takes_samplers or isinstance(self.sampler, PseudoSampler)):
+            raise self.value_error(f"sampler must be PseudoSampler, got {self.sampler!r}")
 
     @property
     def num_base_priors(self) -> int:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from visdet_jax.boxes.nms import KeptDetections
 from visdet_jax.core.hyperparameters import Range
+from visdet_jax.core.rules import Expected
 from visdet_jax.detectors.heads.head import WithLosses, compiled, without_state
 from visdet_jax.detectors.heads.roi_head import StandardRoIHead, checked_proposals
 from visdet_jax.detectors.registry import HEADS
@@ -170,6 +171,23 @@ class CascadeRoIHead(WithLosses):
         scores = functools.reduce(operator.add, (x.scores for x in found)) / len(found)
         last = self.stages[-1]
         return last.bbox_head.detect(Detections(found[-1].boxes, scores), exists, last.test_cfg)
+
+    def expects(
+        self,
+        outputs: Sequence[RoIOutputs],
+        samples: Sequence[Samples],
+        gt_masks: jax.Array | None = None,
+        *,
+        axis_name: AxisName = None,
+    ) -> list[Expected]:
+        """What `checked` looks at in a call of `loss`: arguments, and what their values must be."""
+        return [
+            argument._replace(name=f"stage {number}: {argument.name}")
+            for number, stage in enumerate(self.stages)
+            for argument in stage.expects(
+                outputs[number], samples[number], gt_masks, axis_name=axis_name
+            )
+        ]
 
     def _raise_unless_one_a_stage(self, name: str, given: Any) -> None:
         if not isinstance(given, list | tuple) or len(given) != len(self.stages):

@@ -106,6 +106,10 @@ class WithLosses(FrozenModule):
             name: part.init() for name, part in parts.items() if isinstance(part, Loss | WithLosses)
         }
 
+    def update(self, *args: Any, **options: Any) -> tuple[Losses, States]:
+        """(losses, next state) of a state and a batch."""
+        raise NotImplementedError(f"{type(self).__name__} must define update")
+
     def stateless(self) -> States:
         """The state of losses that keep none; a TypeError where one does."""
         state = self.init()
@@ -152,10 +156,6 @@ class Head(WithLosses):
 
     # What users call. The subclasses say of which arguments.
 
-    def update(self, *args: Any, **options: Any) -> tuple[Losses, States]:
-        """(losses, next state) of a state and a batch."""
-        raise NotImplementedError(f"{type(self).__name__} must define update")
-
     def targets(self, *args: Any, **options: Any) -> HeadTargets:
         """What each prior or query learns."""
         raise NotImplementedError(f"{type(self).__name__} must define targets")
@@ -177,7 +177,7 @@ class Head(WithLosses):
         gt_labels = as_labels("gt_labels", given["gt_labels"])
         exists = gt_labels >= 0
         count = reduce_sum(exists.sum(), given["axis_name"])
-        last = self.num_classes - 1
+        last = self.last_label
         labels = Rule(lambda x: x > last, f"must be from 0 to {last}, or negative for padding")
         no_box = Rule(lambda x: x == 0, "every image is without ground truth")
         return [
@@ -204,6 +204,11 @@ class Head(WithLosses):
     def channels(self) -> dict[str, int]:
         """How many channels each of the outputs has for a prediction."""
         return {"cls_scores": self.num_classes + (not self.use_sigmoid), "bbox_preds": 4}
+
+    @property
+    def last_label(self) -> int:
+        """The largest label that ground truth may have."""
+        return self.num_classes - 1
 
     def image_shape(self, outputs: Any) -> tuple[int, int]:
         """The (height, width) of images whose `image_shapes` are not given, in pixels."""

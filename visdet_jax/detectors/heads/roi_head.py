@@ -8,8 +8,10 @@ import jax.numpy as jnp
 
 from visdet_jax.boxes.nms import KeptDetections
 from visdet_jax.core.checks import as_labels, check_array
+from visdet_jax.core.devices import reduce_sum
 from visdet_jax.core.dtypes import as_dtype, compute_dtype
 from visdet_jax.core.hyperparameters import Count, Finite, Positive
+from visdet_jax.core.rules import FINITE, UNIT, Expected, Rule
 from visdet_jax.detectors.assigners.assigner import DROPPED, Assigner, pick, without_padding
 from visdet_jax.detectors.heads.bbox_head import BBoxHead
 from visdet_jax.detectors.heads.head import WithLosses, as_shapes, compiled, without_state
@@ -77,6 +79,7 @@ class StandardRoIHead(WithLosses):
         gt_labels: jax.Array,
         *,
         key: jax.Array | None = None,
+        losses: jax.Array | None = None,
         chosen: jax.Array | None = None,
     ) -> Samples:
         """The boxes that the network looks at, in fixed slots, and what they learn.
@@ -92,6 +95,8 @@ class StandardRoIHead(WithLosses):
             whose boxes nothing is read.
           key: A `jax.random.key` for a sampler that draws. On several devices under `shard_map`
             each needs its own.
+          losses: (B, G + P) the class loss of each candidate, ground truths first, for a sampler
+            that goes by it (`OHEMSampler`).
           chosen: (B, G + P) which candidates are sampled, in place of a draw: 1 for a positive, 2
             for a negative, 0 for none. Then no key is needed.
 
@@ -120,7 +125,9 @@ class StandardRoIHead(WithLosses):
         overlaps = found.max_overlaps
         if overlaps is not None:
             overlaps = jnp.concatenate([are_candidates.astype(overlaps.dtype), overlaps], axis=1)
-        chosen = self.sampler.choose(gt_inds, key=key, overlaps=overlaps, chosen=chosen)
+        chosen = self.sampler.choose(
+            gt_inds, key=key, overlaps=overlaps, losses=losses, chosen=chosen
+        )
         candidates = jnp.concatenate([gt_boxes, boxes], axis=1)
         samples = jax.vmap(self._slots)(chosen, gt_inds, candidates, gt_boxes, labels)
         return jax.lax.stop_gradient(samples)
@@ -262,6 +269,28 @@ class StandardRoIHead(WithLosses):
     def mask_slots(self, samples: Samples) -> int:
         """The number M of slots that may hold a positive, of which the network predicts masks."""
         return min(self.sampler.positive_slots(samples.boxes.shape[1]), samples.boxes.shape[1])
+
+    def expects(
+        self,
+        outputs: RoIOutputs,
+        samples: Samples,
+        gt_masks: jax.Array | None = None,
+        *,
+        axis_name: AxisName = None,
+    ) -> list[Expected]:
+        """What `checked` looks at in a call of `loss`: arguments, and what their values must be."""
+        targets = samples.targets
+        sampled, positive = targets.gt_inds >= 0, targets.gt_inds > 0
+        none = Rule(lambda x: x == 0, "no region was sampled: is there a proposal?")
+        expected = [
+            Expected("outputs.cls_scores", outputs.cls_scores, FINITE, sampled[..., None]),
+            Expected("outputs.bbox_preds", outputs.bbox_preds, FINITE, positive[..., None]),
+            Expected("number of samples", reduce_sum(sampled.sum(), axis_name), none),
+        ]
+        if outputs.mask_preds is not None:
+            of_masks = positive[:, : outputs.mask_preds.shape[1], None, None, None]
+            expected.append(Expected("outputs.mask_preds", outputs.mask_preds, FINITE, of_masks))
+        return [*expected, Expected("gt_masks", gt_masks, UNIT)]
 
     def accuracy(self, outputs: RoIOutputs, samples: Samples) -> dict[str, jax.Array]:
         """The part of the sampled regions whose class is right, in percent, by name."""

@@ -1,10 +1,11 @@
 """The region proposal network's head: the first stage of Faster R-CNN."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from visdet_jax.boxes.nms import KeptDetections
 from visdet_jax.core.checks import as_labels
@@ -17,7 +18,7 @@ from visdet_jax.detectors.postprocessing import NMS, TestConfig
 from visdet_jax.detectors.priors import AnchorGenerator
 from visdet_jax.detectors.registry import HEADS
 from visdet_jax.detectors.samplers.pseudo import PseudoSampler
-from visdet_jax.detectors.samplers.sampler import NOT_CHOSEN, POSITIVE, Sampler
+from visdet_jax.detectors.samplers.sampler import NOT_CHOSEN, POSITIVE
 from visdet_jax.detectors.structures import (
     AxisName,
     HeadOutputs,
@@ -51,12 +52,13 @@ class RPNHead(AnchorHead):
     Source: Ren et al. 2015, https://arxiv.org/abs/1506.01497; mmdet's `RPNHead`
     """
 
+    takes_samplers: ClassVar[bool] = True
+
     num_classes: Count = 1
     anchor_generator: AnchorGenerator = AnchorGenerator(
         scales=(8,), ratios=(0.5, 1.0, 2.0), strides=(4, 8, 16, 32, 64)
     )
     loss_bbox: Loss = L1Loss()
-    sampler: Sampler = PseudoSampler()
     test_cfg: TestConfig = TestConfig(nms=NMS(iou_threshold=0.7), min_bbox_size=0, max_per_img=1000)
     rpn_proposal: TestConfig | None = None
 
@@ -112,7 +114,7 @@ class RPNHead(AnchorHead):
         losses, state = self.losses_of(state, outputs, targets, axis_name)
         return {name.replace("loss_", "loss_rpn_"): x for name, x in losses.items()}, state
 
-    loss = without_state(update)
+    loss = without_state(update)  # type: ignore[arg-type]
 
     @compiled
     def targets(
@@ -170,6 +172,10 @@ class RPNHead(AnchorHead):
           anchor, and which slots hold one.
         """
         return self._detect(outputs, image_shapes, self.test_cfg, by_level=True)
+
+    @property
+    def last_label(self) -> int:
+        return np.iinfo(np.int32).max  # Objects of every class are of one class here.
 
     def count(self, criterion: Criterion, targets: HeadTargets) -> jax.Array:
         if isinstance(self.sampler, PseudoSampler):

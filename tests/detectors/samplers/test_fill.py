@@ -1,0 +1,33 @@
+"""A draw that prefers some candidates."""
+
+import jax
+import numpy as np
+import pytest
+
+from detectors.samplers.sampler_cases import assert_uniform
+from programs import compiled
+from visdet_jax.detectors.samplers._fill import fill_at_random
+
+
+@pytest.mark.parametrize("count", [0, 2, 4, 7, 10, 15])
+def test_the_preferred_are_drawn_first_and_all_others_are_equally_likely(count):
+    number = np.arange(14)
+    among, preferred = number < 10, number % 3 == 0  # 4 of the 10 are preferred, and 12 is none.
+    keys = jax.random.split(jax.random.key(0), 3000)
+    drawn = np.asarray(jax.vmap(lambda key: fill_at_random(key, preferred, among, count, 15))(keys))
+    assert (drawn.sum(1) == min(count, 10)).all()
+    assert not drawn[:, ~among].any()
+    first, rest = among & preferred, among & ~preferred
+    assert (drawn[:, first].sum(1) == min(count, 4)).all()
+    for part in (first, rest):
+        if 0 < drawn[0, part].sum() < part.sum():
+            assert_uniform(drawn & part, part)
+
+
+def test_the_largest_are_searched_for_and_not_all_are_sorted():
+    among = np.ones(5000, bool)
+    program = compiled(
+        lambda key, among: fill_at_random(key, ~among, among, 256, 256), jax.random.key(0), among
+    ).as_text()
+    assert 'custom_call_target="TopK"' in program
+    assert " sort(" not in program
