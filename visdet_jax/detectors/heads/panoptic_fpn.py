@@ -25,9 +25,10 @@ class PanopticFPNHead(WithLosses):
     """The semantic branch of Panoptic FPN, beside the heads of Mask R-CNN.
 
     A segmentation map has T classes of things, and then S of stuff. Learnt are the classes 0 to
-    S - 1 of stuff, and for all things the class S; any other label stays as it is, for the loss to
-    ignore; negative ones cost nothing. Of the map only every 2^(start_level + 2)-th pixel of every so many-th row is learnt.
-    `loss_seg` is the mean over these pixels, the ignored ones too unless the loss leaves them out.
+    S - 1 of stuff, and for all things the class S. Any other label stays as it is, for the loss to
+    ignore; negative ones cost nothing. Of the map only every 2^(start_level + 2)-th pixel of every
+    so many-th row is learnt. `loss_seg` is the mean over these pixels, the ignored ones too unless
+    the loss leaves them out.
 
     Args:
       num_things_classes: The number T of classes of things, at least 1.
