@@ -2,7 +2,8 @@
 
 `tests/detectors/heads/test_head.py` and `test_sharded_heads.py` ask their laws of every head in
 EVERY_ROW, and fail for a registered head that has no row here. `test_dense_head.py` asks more of
-the heads on priors in ROWS, which have two levels.
+the heads on priors in ROWS, which have two levels. A head whose losses are another's stands in
+SAME_LOSSES.
 """
 
 import functools
@@ -13,7 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from visdet_jax.detectors import DETRHead, DETROutputs, HeadOutputs, build_head
+from visdet_jax.detectors import DETRHead, DETROutputs, FCOSHead, HeadOutputs, build_head
 
 CLASSES = 3
 SIZES = ((4, 6), (2, 3))
@@ -99,6 +100,18 @@ ROWS = {
         },
         train_cfg=None,
     ),
+    "FCOSRPNHead": Row(
+        {
+            "type": "FCOSRPNHead",
+            "strides": [8, 16],
+            "regress_ranges": [[-1, 16], [16, 1e8]],
+            "loss_cls": FOCAL,
+            "loss_bbox": {"type": "IoULoss"},
+            "loss_centerness": CENTERNESS,
+        },
+        names=("rpn_loss_cls", "rpn_loss_bbox", "rpn_loss_centerness"),
+        train_cfg=None,
+    ),
     "ATSSHead": Row(
         {
             "type": "ATSSHead",
@@ -161,6 +174,13 @@ QUERY_ROWS = {
 }
 EVERY_ROW = ROWS | QUERY_ROWS
 
+# Heads whose losses are another's, which has a row: their networks differ.
+SAME_LOSSES = {
+    "NASFCOSHead": "FCOSHead",
+    "ConditionalDETRHead": "DeformableDETRHead",
+    "DABDETRHead": "DeformableDETRHead",
+}
+
 
 def outputs_for(head, batch=2, dtype=np.float32, seed=0, sizes=SIZES, layers=LAYERS):
     """What a network might give for the head: random logits, and boxes in the head's own form."""
@@ -176,7 +196,7 @@ def outputs_for(head, batch=2, dtype=np.float32, seed=0, sizes=SIZES, layers=LAY
         return tuple(rng.normal(0, 1, (batch, *size, *shape)).astype(dtype) for size in sizes)
 
     parts = {name: maps(channels) for name, channels in head.channels.items()}
-    if type(head).__name__ == "FCOSHead":  # Distances are positive.
+    if isinstance(head, FCOSHead):  # Distances are positive.
         parts["bbox_preds"] = tuple(np.abs(8 * x).astype(dtype) for x in parts["bbox_preds"])
     return HeadOutputs(**parts)
 

@@ -10,7 +10,7 @@ rounding. `heads/index.json` lists the files.
 
 `heads/legacy.npz` came later, in the same way with torch 2.14.1: mmdet's legacy coder and anchors,
 its TBLR coder, and `centers` of anchors. Its anchors in float64 are those that mmdet makes in
-float32, cast.
+float32, cast. `heads/panoptic_fpn.npz` is `PanopticFPNHead.loss` of the same torch.
 """
 
 import json

@@ -20,7 +20,7 @@ ELSEWHERE = {
         Mask2FormerTrackHead MaskFormerFusionHead MaskFormerHead MaskIoUHead
         MaskPointHead MaskPseudoSampler MaskScoringRoIHead MultiInsRandomSampler
         MultiInstanceAssigner MultiInstanceBBoxHead MultiInstanceRoIHead PAAHead
-        PISARetinaHead PISARoIHead PISASSDHead PanopticFPNHead PointAssigner
+        PISARetinaHead PISARoIHead PISASSDHead PointAssigner
         PointGenerator PointRendRoIHead PseudoBBoxCoder QuasiDenseEmbedHead
         QuasiDenseTrackHead RTMDetHead RTMDetInsHead RTMDetInsSepBNHead RTMDetSepBNHead
         RegionAssigner RepPointsHead RoIEmbedHead RoITrackHead SABLHead SABLRetinaHead

@@ -52,6 +52,7 @@ from visdet_jax.detectors.heads.fcos import NASFCOSHead as NASFCOSHead
 from visdet_jax.detectors.heads.gfl import GFLHead as GFLHead
 from visdet_jax.detectors.heads.head import Head as Head
 from visdet_jax.detectors.heads.mask_head import FCNMaskHead as FCNMaskHead
+from visdet_jax.detectors.heads.panoptic_fpn import PanopticFPNHead as PanopticFPNHead
 from visdet_jax.detectors.heads.retina import RetinaHead as RetinaHead
 from visdet_jax.detectors.heads.retina import RetinaSepBNHead as RetinaSepBNHead
 from visdet_jax.detectors.heads.roi_head import DoubleHeadRoIHead as DoubleHeadRoIHead

@@ -47,6 +47,8 @@ NETWORK_KEYS = (
     "reg_predictor_cfg",
     "upsample_cfg",
     "predictor_cfg",
+    "inner_channels",
+    "end_level",
 )
 
 TASK_UTILS = Registry("task util")

@@ -22,6 +22,7 @@ from head_cases import (
     EVERY_ROW,
     FEW,
     ROWS,
+    SAME_LOSSES,
     batch_for,
     boxes_for,
     compiled,
@@ -42,14 +43,26 @@ MIDDLE = (10, 6, 34, 28)
 
 
 def test_every_registered_head_has_a_row():
+    rows_of_all = EVERY_ROW.keys() | SAME_LOSSES.keys()
     on_priors = {name for name, cls in HEADS.items() if issubclass(cls, DenseHead)}
     # The heads of a second stage are asked their own laws: test_roi_head.py.
     heads = {name for name, cls in HEADS.items() if issubclass(cls, Head)}
     for name in heads:
         rows = "ROWS" if name in on_priors else "QUERY_ROWS, or rows for another kind of heads"
-        assert name in EVERY_ROW, f"add a row for {name!r} to tests/head_cases.py: to {rows}"
-    assert EVERY_ROW.keys() == heads
-    assert ROWS.keys() == on_priors
+        assert name in rows_of_all, f"add a row for {name!r} to tests/head_cases.py: to {rows}"
+    assert rows_of_all == heads
+    assert ROWS.keys() == on_priors - SAME_LOSSES.keys()
+
+
+@pytest.mark.parametrize("name", SAME_LOSSES)
+def test_heads_with_the_losses_of_another(name):
+    row = EVERY_ROW[SAME_LOSSES[name]]
+    head = row.head(type=name)
+    assert type(head) is HEADS[name]
+    batch = batch_for(head)
+    losses, gradient = compiled(head)(*batch)
+    assert_sound(SAME_LOSSES[name], losses, gradient)
+    chex.assert_trees_all_equal((losses, gradient), compiled(row.head())(*batch))
 
 
 def assert_sound(name, losses, gradient):

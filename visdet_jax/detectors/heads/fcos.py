@@ -10,7 +10,6 @@ import numpy as np
 from visdet_jax.boxes.distances import centerness_target
 from visdet_jax.boxes.nms import KeptDetections
 from visdet_jax.core.hyperparameters import Count, Range
-from visdet_jax.core.rules import Expected
 from visdet_jax.detectors.assigners.assigner import pick
 from visdet_jax.detectors.assigners.fcos import fcos_assign
 from visdet_jax.detectors.coders import DistancePointBBoxCoder
@@ -190,9 +189,9 @@ class FCOSRPNHead(FCOSHead):
         boxes, labels = super().ground_truth(gt_boxes, gt_labels, batch, dtype)
         return boxes, jnp.minimum(labels, 0)
 
-    def expects(self, *args: Any, **options: Any) -> list[Expected]:
-        found = super().expects(*args, **options)
-        return [expected for expected in found if expected.name != "gt_labels"]
+    @property
+    def last_label(self) -> int:
+        return np.iinfo(np.int32).max  # Objects of every class are of one class here.
 
     @compiled
     def proposals(self, outputs: HeadOutputs, image_shapes: Shapes | None = None) -> KeptDetections:
