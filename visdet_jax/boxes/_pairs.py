@@ -1,5 +1,6 @@
 """Geometry of pairs of boxes (..., 4), given as x1, y1, x2, y2 in pixels."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 from visdet_jax.core.elementary import clamp_min, divide
 
 Columns = tuple[jax.Array, ...]
+Division = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 class PairGeometry(NamedTuple):
@@ -64,19 +66,19 @@ class PairGeometry(NamedTuple):
 
     # Each loss has the IoU of its first implementation: they differ in where eps stands. None is
     # below 0, for inverted boxes either. On accelerators, whose division need not be exact, each
-    # may be a little above 1.
+    # may be a little above 1. `by` is the division: `divide_once` for short formulas.
 
-    def iou(self, least: jax.Array | float) -> jax.Array:
+    def iou(self, least: jax.Array | float, by: Division = divide) -> jax.Array:
         """overlap / max(union, least)."""
-        return divide(self.overlap, jnp.maximum(self.union, least))
+        return by(self.overlap, jnp.maximum(self.union, least))
 
-    def iou_with_eps(self, eps: jax.Array | float) -> jax.Array:
+    def iou_with_eps(self, eps: jax.Array | float, by: Division = divide) -> jax.Array:
         """overlap / (union + eps)."""
-        return divide(self.overlap, self.union + eps)
+        return by(self.overlap, self.union + eps)
 
-    def iou_with_eps_in_heights(self, eps: jax.Array | float) -> jax.Array:
+    def iou_with_eps_in_heights(self, eps: jax.Array | float, by: Division = divide) -> jax.Array:
         """overlap / `union_with_eps_in_heights`."""
-        return divide(self.overlap, self.union_with_eps_in_heights(eps))
+        return by(self.overlap, self.union_with_eps_in_heights(eps))
 
     def union_with_eps_in_heights(self, eps: jax.Array | float) -> jax.Array:
         """The union, with eps added to it and to the heights in both areas."""

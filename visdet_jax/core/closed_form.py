@@ -77,11 +77,9 @@ def _weighted(
     if weight is not None:
         weight = jnp.expand_dims(weight, axis)
         return jnp.where(weight == 0, 0, result * weight)
-    if axis != () or result.shape != pred.shape:
-        return result
     # Keep this redundant `where`. Without it XLA:CPU sends the sum to an external library, which
     # needs up to four temporaries of pred's size and takes four times as long (jax 0.10.2).
-    return jnp.where(jnp.isnan(pred), jnp.nan, result)
+    return jnp.where(jnp.isnan(pred), jnp.nan, result) if result.shape == pred.shape else result
 
 
 def _weighted_inside(

@@ -32,22 +32,31 @@ def clamp(x: jax.Array, low: jax.Array | float, high: jax.Array | float) -> jax.
     return jnp.where(x > high, high, clamp_min(x, low))
 
 
-@jax.custom_jvp
 def divide(x: jax.Array, y: jax.Array) -> jax.Array:
     """x / y, and 0 with gradient 0 where y is 0.
 
-    Keep the derivative by hand. Autodiff's divides three times and by y², which in float32 is 0 for
-    y below 1e-23, and the gradient of GIoU stores six times the memory and takes 1.4 times as long
-    on a CPU (jax 0.10.2).
+    The divisor is replaced before the division: a `where` after it would have the gradient NaN.
     """
     zero = y == 0
     return jnp.where(zero, 0, x / jnp.where(zero, 1, y))
 
 
-@divide.defjvp
-def _divide_jvp(primals: Any, tangents: Any) -> Any:
+@jax.custom_jvp
+def divide_once(x: jax.Array, y: jax.Array) -> jax.Array:
+    """`divide` with a derivative that divides once, and not by y².
+
+    With it XLA:CPU makes one loop of the gradients of IoU, GIoU, DIoU, Efficient IoU and MPDIoU: it
+    takes 1.1 to 1.6 times less time and stores a sixth (jax 0.10.2). It is not for long formulas.
+    XLA:CPU stores nothing between these quotients, and where such a loop writes several columns it
+    computes a number anew wherever it is used: the gradient of SIoU takes forty times as long.
+    """
+    return divide(x, y)
+
+
+@divide_once.defjvp
+def _divide_once_jvp(primals: Any, tangents: Any) -> Any:
     (x, y), (dx, dy) = primals, tangents
-    out = divide(x, y)
+    out = divide_once(x, y)
     # Keep the product. With a quotient here XLA:CPU stores more than with autodiff's derivative.
     return out, (dx - out * dy) * divide(jnp.ones_like(y), y)
 

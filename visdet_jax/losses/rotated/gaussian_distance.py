@@ -11,6 +11,7 @@ from visdet_jax.boxes._gaussians import (
     kl_divergence,
     pair_of_boxes,
     pair_of_correlations,
+    quotient,
     squared_centre_distance,
     wasserstein_of_boxes,
     wasserstein_of_correlations,
@@ -108,7 +109,7 @@ def gd_loss(
         if normalize:
             distance = distance / (2 * jnp.sqrt(jnp.sqrt(root)))
     else:
-        distance = kl_divergence(pair, alpha)
+        distance = kl_divergence(pair, alpha, by=quotient if loss_type == "kld" else jnp.divide)
         if loss_type != "kld":
             other = kl_divergence(pair_of(target, pred), alpha)
             if loss_type == "jd":

@@ -7,7 +7,7 @@ from typing import Unpack
 import jax
 import jax.numpy as jnp
 
-from visdet_jax.boxes._gaussians import pair_of_boxes, quotient
+from visdet_jax.boxes._gaussians import pair_of_boxes
 from visdet_jax.boxes._pairs import Columns
 from visdet_jax.core.elementary import absolute, arctan2, clamp, clamp_min
 from visdet_jax.core.hyperparameters import NonNegative, Number, Positive
@@ -55,13 +55,13 @@ def probiou_loss(
       `probiou`.
     """
     pair = pair_of_boxes(_with_deviations(pred, floor), _with_deviations(target, floor))
-    centres = quotient(pair.squared_offset_times_det_sum, pair.det_sum + eps)
+    centres = pair.squared_offset_times_det_sum / (pair.det_sum + eps)
     product = 4 * pair.root_det1 * pair.root_det2 + eps
     # The logarithm is of det S / product + eps, and this is that less 1. What is left of it for
     # nearly equal boxes is all in det_sum_excess. Boxes that are tiny beside eps give about -1,
     # which has to stay above -1 by more than rounding.
     lowest = float(jnp.finfo(product.dtype).eps) - 1
-    less_1 = clamp_min(quotient(pair.det_sum_excess - eps, product) + eps, lowest)
+    less_1 = clamp_min((pair.det_sum_excess - eps) / product + eps, lowest)
     distance = clamp(centres / 4 + jnp.log1p(less_1) / 2, eps, 100)
     loss = jnp.sqrt(eps - jnp.expm1(-distance))
     if not ciou:
