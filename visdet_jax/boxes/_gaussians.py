@@ -156,8 +156,8 @@ def kl_divergence(
     With M = L⁻¹ F the trace is |M|² = (s1 - s2)² + 2 D, where s1 and s2 are the singular values of
     M, and D = det M = √(det T / det P). The second term is therefore ½ (s1 - s2)² + D - 1 - log D.
 
-    `by` is the division: `quotient` where this is most of a loss. With two divergences in one loss
-    XLA:CPU takes ten times as long by `quotient` (jax 0.10.2), see `divide_once`.
+    `by` is the division. `quotient` stores less; the larger and the smaller of two divergences take
+    ten times as long with it on a CPU (jax 0.10.2), see `divide_once`.
     """
     a1, b1 = pair.a1, pair.b1
     m11, m12, e1 = by(pair.f11, a1), by(pair.f12, a1), by(pair.dx, a1)
