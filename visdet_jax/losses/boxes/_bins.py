@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from visdet_jax.core.closed_form import closed_form
 from visdet_jax.core.rules import Rule
-from visdet_jax.core.softmax import log_sum_exp, softmax
+from visdet_jax.core.softmax import entry_at, log_sum_exp, softmax
 from visdet_jax.reduction import weight_without
 
 
@@ -40,11 +40,12 @@ def _value(
     pred: jax.Array, first: jax.Array, right: jax.Array, left: jax.Array, alone: bool = False
 ) -> jax.Array:
     m, log_sum = log_sum_exp(pred, -1, alone)
-    at_left, at_right = (
-        jnp.take_along_axis(pred, (first + i).astype(jnp.int32), axis=-1, mode="clip")
+    last = pred.shape[-1] - 1
+    of_left, of_right = (
+        log_sum - entry_at(pred, jnp.minimum(first + i, last).astype(jnp.int32), -1, minus=m)
         for i in range(2)
     )
-    return (left * (log_sum - (at_left - m)) + right * (log_sum - (at_right - m))).squeeze(-1)
+    return (left * of_left + right * of_right).squeeze(-1)
 
 
 def _derivative(pred: jax.Array, first: jax.Array, right: jax.Array, left: jax.Array) -> jax.Array:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from visdet_jax.core.checks import as_labels
+from visdet_jax.core.closed_form import closed_form
 from visdet_jax.core.devices import reduce_mean, reduce_sum
 from visdet_jax.core.dtypes import as_dtype, compute_dtype
 from visdet_jax.core.elementary import clamp_min, divide
@@ -14,15 +15,12 @@ from visdet_jax.core.export import exportable
 from visdet_jax.core.hyperparameters import Count, NonNegative, Number
 from visdet_jax.core.jitted import jitted
 from visdet_jax.core.rules import LOGITS, Expected, classes
+from visdet_jax.core.softmax import entry_at, log_sum_exp, softmax
+from visdet_jax.losses._class_targets import class_mask, minus_log_p, weight_of_labels
 from visdet_jax.losses.classification.accuracy import accuracy, masked_accuracy
 from visdet_jax.losses.classification.cross_entropy import cross_entropy
 from visdet_jax.losses.loss import StatefulLoss
-from visdet_jax.reduction import (
-    Reduction,
-    weight_reduce_loss,
-    weight_without,
-    zero_where_unweighted,
-)
+from visdet_jax.reduction import Reduction, weight_reduce_loss, weight_without
 from visdet_jax.registry import LOSSES
 
 
@@ -113,24 +111,38 @@ def seesaw_ce_loss(
         )
     rows, classes = pred.shape[:1], pred.shape[1]
     target = as_labels("target", target, rows)
-    weight = weight_without(target < 0, weight, rows)
-    pred = zero_where_unweighted(pred.astype(dtype), weight)
-    p, q, eps = as_dtype(dtype, p, q, eps)
-    own = jax.nn.one_hot(target, classes, dtype=bool)
-    index = jnp.clip(target, 0, classes - 1)[:, None]
+    weight = weight_of_labels(target, target < 0, weight, rows, classes, dtype)
+    log_n = jnp.log(clamp_min(jax.lax.stop_gradient(cum_samples).astype(dtype), 1))
+    numbers = as_dtype(dtype, p, q, eps)
+    values = _seesaw(weight, pred.astype(dtype), target[:, None], log_n, *numbers)
+    return weight_reduce_loss(values, None, reduction, avg_factor)
+
+
+def _seesaw_logits(
+    pred: jax.Array, label: jax.Array, log_n: jax.Array, p: Any, q: Any, eps: Any
+) -> jax.Array:
+    """The logits plus log(M_j C_j), a constant to the gradient by pred, in all classes but y."""
     # In log space nothing overflows, and p and q may be traced.
-    log_n = jnp.log(clamp_min(jax.lax.stop_gradient(cum_samples).astype(dtype), 1))[None]
-    log_s = jax.nn.log_softmax(jax.lax.stop_gradient(pred), axis=1)
-    # Keep this masked sum. Of one_hot @ log_n GPUs and TPUs keep three digits by default.
-    log_n_own = jnp.where(own, log_n, 0).sum(1, keepdims=True)
-    log_s_own = jnp.take_along_axis(log_s, index, axis=1)
-    mitigation = p * jnp.minimum(log_n - log_n_own, 0)
+    constant, log_n = jax.lax.stop_gradient(pred), log_n[None]
+    m, log_sum = log_sum_exp(constant, 1, alone=True)
+    log_s = (constant - m) - log_sum
+    log_s_own = entry_at(constant, label, 1, minus=m) - log_sum
+    mitigation = p * jnp.minimum(log_n - entry_at(log_n, label, 1), 0)
     compensation = q * jnp.maximum(log_s - jnp.maximum(log_s_own, jnp.log(eps)), 0)
-    log_factor = jnp.where(own, 0, mitigation + compensation)
-    log_p = jax.nn.log_softmax(pred + log_factor, axis=1)
-    values = -jnp.take_along_axis(log_p, index, axis=1).squeeze(1)
-    values = jnp.where(target >= classes, jnp.nan, values)
-    return weight_reduce_loss(values, weight, reduction, avg_factor)
+    own = class_mask(label[:, 0], pred.shape[1])
+    return pred + jnp.where(own, 0, mitigation + compensation)
+
+
+def _value(pred: jax.Array, label: jax.Array, *others: Any, alone: bool = False) -> jax.Array:
+    return minus_log_p(_seesaw_logits(pred, label, *others), label, alone).squeeze(1)
+
+
+def _derivative(pred: jax.Array, label: jax.Array, *others: Any) -> jax.Array:
+    own = class_mask(label[:, 0], pred.shape[1]).astype(pred.dtype)
+    return softmax(_seesaw_logits(pred, label, *others), axis=1) - own
+
+
+_seesaw = closed_form(_value, _derivative, axis=1, has_alone=True)
 
 
 @jitted
