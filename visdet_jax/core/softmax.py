@@ -72,11 +72,11 @@ def entry_at(
     # reads x once in place of three times, and on a TPU a gather of one entry a row is a loop over
     # the rows, nearly all of a softmax loss's time. XLA:CPU computes each sum in a loop of its own
     # and stores what it sums: there a gather takes a third of the time (jax 0.10.2 and 0.12).
-    return jax.lax.platform_dependent(
-        *rows,
-        cpu=functools.partial(_entry_by_gather, axis=axis),
-        default=functools.partial(_entry_by_sum, axis=axis),
-    )
+    # Where an entry is itself an array, such as a mask, a GPU reads one in C of them by a gather.
+    by_gather, by_sum = (functools.partial(f, axis=axis) for f in (_entry_by_gather, _entry_by_sum))
+    of_arrays = index.shape[-1] == 1 and axis % x.ndim != x.ndim - 1
+    forms = dict.fromkeys(("cpu", "cuda", "rocm") if of_arrays else ("cpu",), by_gather)
+    return jax.lax.platform_dependent(*rows, **forms, default=by_sum)
 
 
 def _entry_by_gather(
