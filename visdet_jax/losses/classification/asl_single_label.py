@@ -11,10 +11,11 @@ from visdet_jax.core.closed_form import closed_form
 from visdet_jax.core.dtypes import as_dtype, compute_dtype
 from visdet_jax.core.hyperparameters import Exponent, FractionBelowOne, Number
 from visdet_jax.core.jitted import jitted
+from visdet_jax.core.one_hot import is_at
 from visdet_jax.core.power import power, power_and_derivative
 from visdet_jax.core.rules import LOGITS, Expected, classes
 from visdet_jax.core.softmax import exponentials
-from visdet_jax.losses._class_targets import class_mask, weight_of_labels
+from visdet_jax.losses._class_targets import weight_of_labels
 from visdet_jax.losses.loss import Loss
 from visdet_jax.reduction import Reduction, weight_reduce_loss
 from visdet_jax.registry import LOSSES
@@ -75,7 +76,7 @@ class _Classes(NamedTuple):
 
 
 def _classes(pred: jax.Array, labels: jax.Array, eps: Any) -> _Classes:
-    own = class_mask(labels[..., 0], pred.shape[-1])
+    own = is_at(labels, pred, -1)
     target = jnp.where(own, 1 - eps, 0) + eps / pred.shape[-1]
     m, e, total = exponentials(pred, -1)
     minus_log_p = jnp.log(total) - (pred - m)

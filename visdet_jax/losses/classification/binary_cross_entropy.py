@@ -10,13 +10,12 @@ from visdet_jax.core.closed_form import closed_form
 from visdet_jax.core.dtypes import as_dtype_or_none, compute_dtype
 from visdet_jax.core.hyperparameters import Finite, Number
 from visdet_jax.core.jitted import jitted
+from visdet_jax.core.one_hot import entry_at, is_at
 from visdet_jax.core.sigmoid import sigmoid_parts, sigmoid_parts_in_derivative
-from visdet_jax.core.softmax import entry_at
 from visdet_jax.losses._class_targets import (
     IGNORE_INDEX,
     ClassWeight,
     check_class_weight,
-    class_mask,
     dense_target,
     is_ignored,
     weight_of_labels,
@@ -159,9 +158,8 @@ def _value_of_masks(pred: jax.Array, target: jax.Array, label: jax.Array) -> jax
 
 
 def _derivative_of_masks(pred: jax.Array, target: jax.Array, label: jax.Array) -> jax.Array:
-    own = class_mask(label.squeeze(1), pred.shape[1], axis=1)
     d_own = sigmoid_parts_in_derivative(entry_at(pred, label, axis=1)).d_bce(target)
-    return jnp.where(own, d_own, 0)
+    return jnp.where(is_at(label, pred, axis=1), d_own, 0)
 
 
 # Keep the closed form. Autodiff fills an array of pred's shape with zeros and then adds the masks'

@@ -15,6 +15,7 @@ from visdet_jax.core.elementary import divide
 from visdet_jax.core.export import exportable
 from visdet_jax.core.hyperparameters import Count, FractionBelowOne, Number, Positive
 from visdet_jax.core.jitted import jitted
+from visdet_jax.core.one_hot import is_at
 from visdet_jax.core.rules import LOGITS, Expected, labels_or_scores
 from visdet_jax.core.sigmoid import bce_with_logits
 from visdet_jax.losses.loss import StatefulLoss
@@ -183,7 +184,7 @@ def _logits_and_scores(
         target = target.astype(dtype)
     else:
         target = as_labels("target", target, pred.shape[:-1])
-        target = jax.nn.one_hot(target, pred.shape[-1], dtype=dtype)
+        target = is_at(target[..., None], pred, -1).astype(dtype)
     valid = _weight_of_elements(weight, pred) > 0
     return jnp.where(valid, pred, 0), jnp.where(valid, target, 0), valid
 

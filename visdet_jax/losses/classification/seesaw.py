@@ -14,8 +14,9 @@ from visdet_jax.core.elementary import clamp_min, divide
 from visdet_jax.core.export import exportable
 from visdet_jax.core.hyperparameters import Count, NonNegative, Number
 from visdet_jax.core.jitted import jitted
+from visdet_jax.core.one_hot import entry_at, is_at
 from visdet_jax.core.rules import LOGITS, Expected, classes
-from visdet_jax.core.softmax import entry_at, log_sum_exp, softmax
+from visdet_jax.core.softmax import log_sum_exp, softmax
 from visdet_jax.losses._class_targets import class_mask, minus_log_p, weight_of_labels
 from visdet_jax.losses.classification.accuracy import accuracy, masked_accuracy
 from visdet_jax.losses.classification.cross_entropy import cross_entropy
@@ -61,7 +62,7 @@ def seesaw_statistics(
     if target.ndim != 1:
         raise ValueError(f"target must have shape (N,), got {target.shape}")
     counts = weight_without(target < 0, weight, target.shape) != 0
-    is_class = jax.nn.one_hot(target, len(cum_samples), dtype=bool)
+    is_class = class_mask(target, len(cum_samples))
     # Integers: float32 would lose single rows of a batch beyond 2^24.
     samples = reduce_sum((is_class & counts[:, None]).sum(0), axis_name)
     return SeesawState(cum_samples + samples.astype(cum_samples.dtype))
@@ -129,7 +130,7 @@ def _seesaw_logits(
     log_s_own = entry_at(constant, label, 1, minus=m) - log_sum
     mitigation = p * jnp.minimum(log_n - entry_at(log_n, label, 1), 0)
     compensation = q * jnp.maximum(log_s - jnp.maximum(log_s_own, jnp.log(eps)), 0)
-    own = class_mask(label[:, 0], pred.shape[1])
+    own = is_at(label, pred, 1)
     return pred + jnp.where(own, 0, mitigation + compensation)
 
 
@@ -138,7 +139,7 @@ def _value(pred: jax.Array, label: jax.Array, *others: Any, alone: bool = False)
 
 
 def _derivative(pred: jax.Array, label: jax.Array, *others: Any) -> jax.Array:
-    own = class_mask(label[:, 0], pred.shape[1]).astype(pred.dtype)
+    own = is_at(label, pred, 1).astype(pred.dtype)
     return softmax(_seesaw_logits(pred, label, *others), axis=1) - own
 
 

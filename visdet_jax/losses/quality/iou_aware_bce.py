@@ -12,8 +12,8 @@ from visdet_jax.core.dtypes import as_dtype, compute_dtype
 from visdet_jax.core.elementary import clamp_min
 from visdet_jax.core.hyperparameters import Exponent, Fraction, Number, Positive
 from visdet_jax.core.jitted import jitted
+from visdet_jax.core.one_hot import entry_at
 from visdet_jax.core.power import power
-from visdet_jax.core.softmax import entry_at
 from visdet_jax.losses.quality._quality import (
     QualityLoss,
     cross_entropy_of_quality,
