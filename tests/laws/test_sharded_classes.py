@@ -1,33 +1,39 @@
-"""Classes or bins spread over an axis of an explicit mesh: the value and the gradient of one device.
+"""Classes or bins spread over an axis of an explicit mesh: value and gradient of one device.
 
 Rows lie on the mesh's axis `data`, classes on its axis `model`, as where a classifier's weights are
 split over devices.
 """
 
 import functools
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from cases import CASES, close
-from visdet_jax import build_loss
+import visdet_jax as v
+from cases import close
+from visdet_jax import LOSSES, build_loss
 
-ROWS, CLASSES = 8, 6
+ROWS, CLASSES = 8, 8
 
 
-class Batch(NamedTuple):
+@dataclass(frozen=True)
+class Batch:
     """The arguments of a loss, and how many of the axes of each are rows."""
 
     pred: np.ndarray
     target: Any
     weight: np.ndarray
-    keywords: dict[str, Any] = {}
+    keywords: dict[str, Any] = field(default_factory=dict)
     axis: int = -1  # The axis of pred's classes.
+
+    @property
+    def arguments(self):
+        return self.pred, self.target, self.weight, self.keywords
 
 
 def random(*shape, low=0.0, high=1.0):
@@ -66,7 +72,7 @@ TABLE: dict[str, list[tuple[dict[str, Any], Batch]]] = {
     "CrossEntropyCustomLoss": [({"num_classes": CLASSES - 1}, labelled())],
     "CrossEntropyLoss": [
         ({}, labelled()),
-        ({"class_weight": (1.0, 2.0, 0.5, 1.0, 3.0, 0.1), "ignore_index": 2,
+        ({"class_weight": (1.0, 2.0, 0.5, 1.0, 3.0, 0.1, 2.0, 0.7), "ignore_index": 2,
            "avg_non_ignore": True}, labelled()),
         ({"poly_epsilon": 0.5}, labelled()),
         ({"label_smoothing": 0.1}, labelled()),
@@ -89,7 +95,9 @@ TABLE: dict[str, list[tuple[dict[str, Any], Batch]]] = {
     ],
     "FocalCustomLoss": [({"num_classes": CLASSES}, labelled())],
     "FocalLoss": [({}, labelled()), ({}, dense())],
-    "GHMC": [({}, dense(weight=None)), ({}, labelled()._replace(weight=None))],
+    "GaussianFocalLoss": [({}, Batch(random(ROWS, CLASSES, 2, 2, low=0.1, high=0.9),
+                                     random(ROWS, CLASSES, 2, 2).round(1), WEIGHT, axis=1))],
+    "GHMC": [({}, dense(weight=None)), ({}, Batch(logits(), LABELS, None))],
     "IoUAwareBCELoss": [({}, scored())],
     "KnowledgeDistillationKLDivLoss": [({}, dense(logits() / 2))],
     "MatchabilityAwareLoss": [({}, scored())],
@@ -100,6 +108,11 @@ TABLE: dict[str, list[tuple[dict[str, Any], Batch]]] = {
     "TverskyLoss": [({}, Batch(logits(CLASSES, 3), np.stack([LABELS] * 3, 1), WEIGHT, axis=1))],
     "VarifocalLoss": [({}, scored()), ({}, dense(DENSE * 0.7))],
 }  # fmt: skip
+WITHOUT = {
+    "Accuracy": "it sorts the classes: an error says so",
+    "DiceLoss": "masks of objects, no classes",
+    "GHMR": "deltas of boxes, no classes",
+}
 ROWS_OF_TABLE = [
     pytest.param(name, config, batch, id=f"{name}-{i}")
     for name, rows in TABLE.items()
@@ -107,9 +120,7 @@ ROWS_OF_TABLE = [
 ]
 
 
-def value_and_gradient(loss, batch):
-    pred, target, weight, keywords, _ = batch
-
+def value_and_gradient(loss, pred, target, weight, keywords):
     def total(pred):
         value, state = loss.update(loss.init(), pred, target, weight, **keywords)
         return sum(jax.tree.leaves(value)), state
@@ -119,24 +130,41 @@ def value_and_gradient(loss, batch):
 
 def sharded(batch, mesh):
     """Pred's classes, and those of all that has pred's shape, lie on `model`; rows on `data`."""
-    classes = P("data", *[None] * (batch.pred.ndim - 1))
-    spec = list(classes)
+    spec = ["data", *[None] * (batch.pred.ndim - 1)]
     spec[batch.axis] = "model"
 
     def put(x):
-        is_dense = np.ndim(x) == batch.pred.ndim and x.shape == batch.pred.shape
-        return jax.device_put(x, NamedSharding(mesh, P(*spec) if is_dense else P("data")))
+        of_classes = x.shape == batch.pred.shape
+        return jax.device_put(x, NamedSharding(mesh, P(*spec) if of_classes else P("data")))
 
-    return Batch(*jax.tree.map(put, tuple(batch[:4])), axis=batch.axis)
+    return jax.tree.map(put, batch.arguments)
 
 
+@pytest.mark.parametrize("devices", [2, 4], ids="{} for the classes".format)
 @pytest.mark.parametrize(("name", "config", "batch"), ROWS_OF_TABLE)
-def test_value_and_gradient_of_one_device(name, config, batch):
-    loss = build_loss({"type": name, **config})
-    expected = jax.jit(functools.partial(value_and_gradient, loss))(batch._replace(axis=0))
+def test_value_and_gradient_of_one_device(name, config, batch, devices):
+    both = jax.jit(functools.partial(value_and_gradient, build_loss({"type": name, **config})))
+    expected = both(*batch.arguments)
+    axis_types = (AxisType.Explicit,) * 2
+    mesh = jax.make_mesh((8 // devices, devices), ("data", "model"), axis_types=axis_types)
+    with jax.set_mesh(mesh):
+        pred, *others = sharded(batch, mesh)
+        actual = both(pred, *others)
+        assert jax.typeof(actual[1]).sharding == jax.typeof(pred).sharding
+    close(jax.device_get(actual), expected)
+
+
+def test_every_loss_of_classes_is_in_the_table():
+    """Add a row to TABLE for a new loss whose classes may be sharded, or a reason to WITHOUT."""
+    folders = ("classification", "quality", "masks")
+    of_classes = {name for name, cls in LOSSES.items() if cls.__module__.split(".")[-2] in folders}
+    assert of_classes <= set(TABLE) | set(WITHOUT)
+    assert not set(TABLE) & set(WITHOUT)
+
+
+def test_accuracy_says_that_it_sorts_the_classes():
     mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Explicit,) * 2)
     with jax.set_mesh(mesh):
-        given = sharded(batch, mesh)
-        actual = jax.jit(functools.partial(value_and_gradient, loss))(given._replace(axis=0))
-        assert jax.typeof(actual[1]).sharding == jax.typeof(given.pred).sharding
-    close(jax.device_get(actual), expected)
+        pred, target, *_ = sharded(labelled(), mesh)
+        with pytest.raises(ValueError, match=r"the classes of pred are sharded over 'model'"):
+            v.accuracy(pred, target)

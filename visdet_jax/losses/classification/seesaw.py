@@ -113,18 +113,39 @@ def seesaw_ce_loss(
     rows, classes = pred.shape[:1], pred.shape[1]
     target = as_labels("target", target, rows)
     weight = weight_of_labels(target, target < 0, weight, rows, classes, dtype)
-    log_n = jnp.log(clamp_min(jax.lax.stop_gradient(cum_samples).astype(dtype), 1))
-    numbers = as_dtype(dtype, p, q, eps)
-    values = _seesaw(weight, pred.astype(dtype), target[:, None], log_n, *numbers)
+    values = _seesaw_values(weight, pred.astype(dtype), target, cum_samples, p, q, eps)
     return weight_reduce_loss(values, None, reduction, avg_factor)
+
+
+def _seesaw_values(
+    weight: jax.Array,
+    pred: jax.Array,
+    target: jax.Array,
+    cum_samples: jax.Array,
+    p: Number,
+    q: Number,
+    eps: Number,
+) -> jax.Array:
+    """The weighted values (N,); channels of pred beyond those of `cum_samples` are left out."""
+    log_n = jnp.log(clamp_min(jax.lax.stop_gradient(cum_samples).astype(pred.dtype), 1))
+    log_n = jnp.pad(log_n, (0, pred.shape[1] - log_n.size), constant_values=-jnp.inf)
+    numbers = as_dtype(pred.dtype, p, q, eps)
+    values: jax.Array = _seesaw(weight, pred, target[:, None], log_n, *numbers)
+    return values
 
 
 def _seesaw_logits(
     pred: jax.Array, label: jax.Array, log_n: jax.Array, p: Any, q: Any, eps: Any
 ) -> jax.Array:
-    """The logits plus log(M_j C_j), a constant to the gradient by pred, in all classes but y."""
+    """The logits plus log(M_j C_j), a constant to the gradient by pred, in all classes but y.
+
+    They are -inf in channels whose log_n is. With the slice of the other channels in its place
+    every program has one array of pred's shape more, and classes could not be sharded.
+    """
     # In log space nothing overflows, and p and q may be traced.
-    constant, log_n = jax.lax.stop_gradient(pred), log_n[None]
+    is_class = log_n[None] > -jnp.inf
+    pred, log_n = jnp.where(is_class, pred, -jnp.inf), jnp.where(is_class, log_n[None], 0)
+    constant = jax.lax.stop_gradient(pred)
     m, log_sum = log_sum_exp(constant, 1, alone=True)
     log_s = (constant - m) - log_sum
     log_s_own = entry_at(constant, label, 1, minus=m) - log_sum
@@ -181,37 +202,38 @@ def seesaw_loss(
     """
     (cum_samples,) = state
     classes = len(cum_samples) - 1
-    compute_dtype(pred=pred)
+    dtype = compute_dtype(pred=pred)
     if pred.ndim != 2 or pred.shape[1] != classes + 2:
         raise ValueError(f"pred must have shape (N, {classes + 2}), got {pred.shape}")
     rows = pred.shape[:1]
     target = as_labels("target", target, rows)
     background = jnp.where(target > classes, 2, (target == classes).astype(jnp.int32))
     loss_of_objectness = cross_entropy(
-        pred[:, classes:],
+        _last_two(pred),
         jnp.where(target < 0, -1, background),
         weight,
         reduction=reduction,
         avg_factor=avg_factor,
     )
     is_object = (target >= 0) & (target < classes)
-    weight = weight_without(~is_object, weight, rows)
-    values = seesaw_ce_loss(
-        pred[:, :classes],
-        jnp.where(is_object, target, -1),
-        weight,
-        cum_samples=cum_samples[:classes],
-        p=p,
-        q=q,
-        eps=eps,
-        reduction="none",
-    )
+    weight = weight_without(~is_object, weight, rows).astype(dtype)
+    of_classes = cum_samples[:classes], p, q, eps
+    values = _seesaw_values(weight, pred.astype(dtype), target, *of_classes)
     if reduction == "mean" and avg_factor is None:
         objects = reduce_mean((weight != 0).sum().astype(values.dtype), axis_name)
         loss_of_classes = divide(values.sum(), objects)
     else:
         loss_of_classes = weight_reduce_loss(values, None, reduction, avg_factor)
     return {"loss_cls_objectness": loss_of_objectness, "loss_cls_classes": loss_of_classes}
+
+
+def _last_two(pred: jax.Array) -> jax.Array:
+    """The logits of object and background (N, 2)."""
+    if jax.typeof(pred).sharding.spec[1] is None:
+        return pred[:, -2:]
+    # Two channels cannot be spread over more devices, so they become whole on each.
+    columns = (pred.shape[1] - jnp.full((1, 1), i, jnp.int32) for i in (2, 1))
+    return jnp.concatenate([entry_at(pred, column, 1) for column in columns], axis=1)
 
 
 @LOSSES.register_module()
