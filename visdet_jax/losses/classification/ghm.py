@@ -224,7 +224,9 @@ def _bins_and_counts(
     edges = np.arange(bins + 1, dtype=length.dtype) / bins
     edges[-1] = last_edge
     length = jax.lax.stop_gradient(length)
-    index = sum((length >= edge).astype(jnp.int32) for edge in edges[1:])
+    # A small type: the index is stored between the counts and the loss.
+    dtype = jnp.uint8 if bins < 256 else jnp.int32
+    index = sum((length >= edge).astype(dtype) for edge in edges[1:])
     members = [(valid & (index == i)).astype(jnp.int32) for i in range(bins)]
     # One reduction for all bins. With a sum for each bin XLA stores every mask, ten arrays of
     # pred's size for ten bins.
