@@ -1,6 +1,7 @@
 """Cross entropy of each class on its own, and of masks: weights, ignored rows, PolyLoss's term."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -14,7 +15,7 @@ from losses.classification.class_scores import (
     close,
     miss,
 )
-from programs import temporary_bytes
+from programs import compiled, temporary_bytes
 
 
 def test_class_weight_is_the_weight_of_positives():
@@ -75,3 +76,10 @@ def test_mask_cross_entropy_is_that_of_each_objects_own_mask():
     rows = np.array([1.0, 0, 0, 2], np.float32)
     close(loss(pred, target, rows, label=label), (expected * rows[:, None, None]).mean())
     assert np.isnan(v.mask_cross_entropy(pred, target, label + 2))
+
+
+def test_the_gradient_of_masks_is_one_loop():
+    """By autodiff an array of zeros is filled first, and the masks' derivatives are added to it."""
+    pred, masks, label = jnp.ones((4, 8, 3, 3)), jnp.ones((4, 3, 3)), np.zeros(4, np.int32)
+    text = compiled(jax.value_and_grad(v.mask_cross_entropy), pred, masks, label).as_text()
+    assert "scatter" not in text

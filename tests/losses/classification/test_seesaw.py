@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from programs import temporary_bytes
 from visdet_jax import (
     SeesawLoss,
     SeesawState,
@@ -230,3 +231,15 @@ def test_the_counts_of_the_rows_classes_keep_their_digits():
         lambda pred: seesaw_ce_loss(pred, LABELS[OBJECTS], cum_samples=COUNTS)
     )(LOGITS[OBJECTS])
     assert "dot_general" not in str(program)
+
+
+def test_value_and_gradient_keep_one_array_of_preds_shape():
+    """With a slice of the classes, or by autodiff, there are up to five."""
+    loss = SeesawLoss(num_classes=126, return_dict=False)
+    pred, target = jnp.ones((1024, 128)), np.zeros(1024, np.int32)
+
+    def value(pred):
+        return loss.update(loss.init(), pred, target)[0]
+
+    for function in (value, jax.value_and_grad(value)):
+        assert temporary_bytes(function, pred) < 1.5 * pred.nbytes

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from visdet_jax.core.closed_form import closed_form
+from visdet_jax.core.one_hot import entry_at, places_along
 from visdet_jax.core.rules import Rule
 from visdet_jax.core.softmax import log_sum_exp, softmax
 from visdet_jax.reduction import weight_without
@@ -40,20 +41,21 @@ def _value(
     pred: jax.Array, first: jax.Array, right: jax.Array, left: jax.Array, alone: bool = False
 ) -> jax.Array:
     m, log_sum = log_sum_exp(pred, -1, alone)
-    at_left, at_right = (
-        jnp.take_along_axis(pred, (first + i).astype(jnp.int32), axis=-1, mode="clip")
+    last = pred.shape[-1] - 1
+    of_left, of_right = (
+        log_sum - entry_at(pred, jnp.minimum(first + i, last).astype(jnp.int32), -1, minus=m)
         for i in range(2)
     )
-    return (left * (log_sum - (at_left - m)) + right * (log_sum - (at_right - m))).squeeze(-1)
+    return (left * of_left + right * of_right).squeeze(-1)
 
 
 def _derivative(pred: jax.Array, first: jax.Array, right: jax.Array, left: jax.Array) -> jax.Array:
     last = pred.shape[-1] - 1
-    bins = jnp.arange(last + 1, dtype=pred.dtype).reshape((1,) * (pred.ndim - 1) + (-1,))
+    places = places_along(pred.shape[-1], pred.ndim, -1, pred.dtype)
     # Keep these hats, which are 1 at a bin and 0 at the others. With compares of the bins it takes
     # 1.3 times as long for 16 bins on a CPU (jax 0.10.2).
     at_left, at_right = (
-        jnp.maximum(1 - jnp.abs(bins - jnp.minimum(first + i, last)), 0) for i in range(2)
+        jnp.maximum(1 - jnp.abs(places - (1 + jnp.minimum(first + i, last))), 0) for i in range(2)
     )
     return (left + right) * softmax(pred, axis=-1) - (left * at_left + right * at_right)
 

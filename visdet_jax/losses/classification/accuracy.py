@@ -89,6 +89,11 @@ def _percentage(
     target = as_labels("target", target, pred.shape[:1])
     if not 0 < k <= pred.shape[1]:
         raise ValueError(f"topk {k} must be from 1 to the {pred.shape[1]} classes of pred")
+    if (name := jax.typeof(pred).sharding.spec[1]) is not None:
+        raise ValueError(
+            f"the classes of pred are sharded over {name!r}, and they are sorted here: "
+            "jax.sharding.reshard them first"
+        )
     scores, labels = jax.lax.top_k(pred, k)
     hits = labels.astype(target.dtype) == target[:, None]
     if thresh is not None:

@@ -11,10 +11,11 @@ from visdet_jax.core.closed_form import closed_form
 from visdet_jax.core.dtypes import as_dtype, compute_dtype
 from visdet_jax.core.hyperparameters import Exponent, FractionBelowOne, Number
 from visdet_jax.core.jitted import jitted
-from visdet_jax.core.power import power, power_and_derivative
+from visdet_jax.core.one_hot import entry_at, is_at
+from visdet_jax.core.power import WholeExponent, power, power_and_derivative
 from visdet_jax.core.rules import LOGITS, Expected, classes
 from visdet_jax.core.softmax import exponentials
-from visdet_jax.losses._class_targets import class_mask, weight_of_labels
+from visdet_jax.losses._class_targets import weight_of_labels
 from visdet_jax.losses.loss import Loss
 from visdet_jax.reduction import Reduction, weight_reduce_loss
 from visdet_jax.registry import LOSSES
@@ -64,43 +65,64 @@ def asl_single_label(
     return weight_reduce_loss(values, None, reduction, avg_factor)
 
 
-class _Classes(NamedTuple):
-    """What the loss is made of, each (..., C)."""
+class _Parts(NamedTuple):
+    """What value and derivative are made of. All but `e` and `shift` are numbers of a row (..., 1).
 
-    own: jax.Array  # Whether it is the row's class.
-    target: jax.Array  # The smoothed one-hot t.
-    minus_log_p: jax.Array
-    p: jax.Array
-    not_p: jax.Array  # 1 - p, with as many digits as p has.
+    p^g = e^g / total^g, so that the terms of the other classes are sums of functions of x - m
+    alone. Keep this form: the sums need nothing but the largest logit, so a GPU reads pred once for
+    all of them, where sums of p and log p need the total of the exponentials first.
+    """
+
+    own: jax.Array  # Whether an entry is the row's class.
+    shift: jax.Array  # m - x, at least 0.
+    e: jax.Array  # exp(x - m)
+    scale: jax.Array  # 1 / Σ e
+    log_total: jax.Array  # log Σ e
+    others: jax.Array  # Σ p^gamma_neg over the other classes
+    cost_of_others: jax.Array  # Σ p^gamma_neg (-log p) over them
+    cost: jax.Array  # -log p of the row's class
 
 
-def _classes(pred: jax.Array, labels: jax.Array, eps: Any) -> _Classes:
-    own = class_mask(labels[..., 0], pred.shape[-1])
-    target = jnp.where(own, 1 - eps, 0) + eps / pred.shape[-1]
+def _parts(pred: jax.Array, labels: jax.Array, gamma_neg: Any) -> _Parts:
+    own = is_at(labels, pred, -1)
     m, e, total = exponentials(pred, -1)
-    minus_log_p = jnp.log(total) - (pred - m)
-    return _Classes(own, target, minus_log_p, e * (1 / total), -jnp.expm1(-minus_log_p))
+    scale, log_total, shift = 1 / total, jnp.log(total), m - pred
+    focus = jnp.where(own, 0, power(e, gamma_neg))
+    of_row = power(scale, gamma_neg)
+    others = focus.sum(-1, keepdims=True)
+    cost_of_others = log_total * others + (focus * shift).sum(-1, keepdims=True)
+    cost = log_total - entry_at(pred, labels, -1, minus=m)
+    return _Parts(own, shift, e, scale, log_total, of_row * others, of_row * cost_of_others, cost)
+
+
+def _targets(pred: jax.Array, eps: Any) -> tuple[Any, Any]:
+    """The smoothed one-hot t: of the row's class, and of any other."""
+    smoothed = eps / pred.shape[-1]
+    return 1 - eps + smoothed, smoothed
 
 
 def _value(
     pred: jax.Array, labels: jax.Array, gamma_pos: Any, gamma_neg: Any, eps: Any
 ) -> jax.Array:
-    own, target, minus_log_p, p, not_p = _classes(pred, labels, eps)
-    focus = jnp.where(own, power(not_p, gamma_pos), power(p, gamma_neg))
-    return (target * focus * minus_log_p).sum(-1)
+    parts = _parts(pred, labels, gamma_neg)
+    target_of_own, target = _targets(pred, eps)
+    of_own = power(-jnp.expm1(-parts.cost), gamma_pos) * parts.cost
+    return (target_of_own * of_own + target * parts.cost_of_others).squeeze(-1)
 
 
 def _derivative(
     pred: jax.Array, labels: jax.Array, gamma_pos: Any, gamma_neg: Any, eps: Any
 ) -> jax.Array:
-    own, target, minus_log_p, p, not_p = _classes(pred, labels, eps)
-    focus_of_own, d_focus_of_own = power_and_derivative(not_p, gamma_pos)
-    focus_of_others, d_focus_of_others = power_and_derivative(p, gamma_neg)
-    focus = jnp.where(own, focus_of_own, focus_of_others)
-    # The derivatives of the focus and of the summed terms by -log p; p has -p and 1 - p has p.
-    d_focus = jnp.where(own, d_focus_of_own, -d_focus_of_others) * p
-    d_terms = target * (focus + d_focus * minus_log_p)
-    return p * d_terms.sum(-1, keepdims=True) - d_terms
+    parts = _parts(pred, labels, gamma_neg)
+    target_of_own, target = _targets(pred, eps)
+    # The derivatives of the terms by -log p; p has -p and 1 - p has p, so that of p^g is -g p^g.
+    g = gamma_neg.value if isinstance(gamma_neg, WholeExponent) else gamma_neg
+    focus, d_focus = power_and_derivative(-jnp.expm1(-parts.cost), gamma_pos)
+    d_own = target_of_own * (focus + d_focus * jnp.exp(-parts.cost) * parts.cost)
+    d_others = target * (parts.others - g * parts.cost_of_others)
+    p = parts.e * parts.scale
+    d_other = target * power(p, gamma_neg) * (1 - g * (parts.log_total + parts.shift))
+    return p * (d_own + d_others) - jnp.where(parts.own, d_own, d_other)
 
 
 _single_label = closed_form(_value, _derivative, axis=-1)

@@ -10,6 +10,7 @@ from visdet_jax.core.closed_form import closed_form
 from visdet_jax.core.dtypes import as_dtype_or_none, compute_dtype
 from visdet_jax.core.hyperparameters import Finite, Number
 from visdet_jax.core.jitted import jitted
+from visdet_jax.core.one_hot import entry_at, is_at
 from visdet_jax.core.sigmoid import sigmoid_parts, sigmoid_parts_in_derivative
 from visdet_jax.losses._class_targets import (
     IGNORE_INDEX,
@@ -145,9 +146,22 @@ def mask_cross_entropy(
     classes = pred.shape[1]
     label = as_labels("label", label, pred.shape[:1])
     label = label.reshape(label.shape + (1,) * (pred.ndim - 2))
-    index = jnp.expand_dims(jnp.clip(label, 0, classes - 1), 1)
-    own = jnp.take_along_axis(pred, index, axis=1).squeeze(1).astype(dtype)
     class_weight = check_class_weight(class_weight, classes, dtype)
     weight = weight_of_labels(label, label < 0, weight, pixels, classes, dtype, class_weight)
-    values = _bce(weight, own, target.astype(dtype), None, None)
+    masks, label = (jnp.expand_dims(x, 1) for x in (target.astype(dtype), label))
+    values = _mask_bce(weight, pred.astype(dtype), masks, label)
     return weight_reduce_loss(values, None, reduction, avg_factor)
+
+
+def _value_of_masks(pred: jax.Array, target: jax.Array, label: jax.Array) -> jax.Array:
+    return sigmoid_parts(entry_at(pred, label, axis=1)).bce(target).squeeze(1)
+
+
+def _derivative_of_masks(pred: jax.Array, target: jax.Array, label: jax.Array) -> jax.Array:
+    d_own = sigmoid_parts_in_derivative(entry_at(pred, label, axis=1)).d_bce(target)
+    return jnp.where(is_at(label, pred, axis=1), d_own, 0)
+
+
+# Keep the closed form. Autodiff fills an array of pred's shape with zeros and then adds the masks'
+# derivatives to it, where one loop writes both.
+_mask_bce = closed_form(_value_of_masks, _derivative_of_masks, axis=1)

@@ -11,13 +11,13 @@ from visdet_jax.core.closed_form import closed_form
 from visdet_jax.core.dtypes import as_dtype_or_none, compute_dtype
 from visdet_jax.core.hyperparameters import Finite, FractionBelowOne, NonNegative, Number
 from visdet_jax.core.jitted import jitted
+from visdet_jax.core.one_hot import is_at
 from visdet_jax.core.rules import LOGITS, UNIT, Expected, Rule, classes
 from visdet_jax.core.softmax import log_sum_exp, softmax
 from visdet_jax.losses._class_targets import (
     IGNORE_INDEX,
     ClassWeight,
     check_class_weight,
-    class_mask,
     is_ignored,
     minus_log_p,
     warn_of_ignored,
@@ -100,7 +100,7 @@ def cross_entropy(
         values = _ce_with_labels(weight, pred, jnp.expand_dims(target, 1), poly_epsilon)
     else:
         if has_labels:
-            target = class_mask(target, channels, axis=1).astype(dtype)
+            target = is_at(jnp.expand_dims(target, 1), pred, axis=1).astype(dtype)
         if label_smoothing is not None:
             target = (1 - label_smoothing) * target + label_smoothing / channels
         if class_weight is not None:
@@ -123,7 +123,7 @@ def _value_with_labels(
 
 
 def _derivative_with_labels(pred: jax.Array, label: jax.Array, poly_epsilon: Any) -> jax.Array:
-    own = class_mask(label.squeeze(1), pred.shape[1], axis=1).astype(pred.dtype)
+    own = is_at(label, pred, axis=1).astype(pred.dtype)
     p = softmax(pred, axis=1)
     if poly_epsilon is None:
         return p - own

@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 
 from visdet_jax.core.checks import as_labels
-from visdet_jax.core.devices import reduce_sum
+from visdet_jax.core.devices import reduce_sum, replicated
 from visdet_jax.core.dtypes import as_dtype, compute_dtype
 from visdet_jax.core.export import exportable
 from visdet_jax.core.hyperparameters import Count, Finite, NonNegative, Number
 from visdet_jax.core.jitted import jitted
+from visdet_jax.core.one_hot import is_at
 from visdet_jax.core.rules import LOGITS, Expected, classes
 from visdet_jax.core.sigmoid import bce_with_logits
 from visdet_jax.losses.loss import StatefulLoss
@@ -67,10 +68,11 @@ def eqlv2_statistics(
     weight = weight_without((target < 0) | (target >= pred.shape[1]), weight, target.shape)
     counts = (weight != 0)[:, None]
     pred = jax.lax.stop_gradient(zero_where_unweighted(pred.astype(dtype), weight))
-    own = jax.nn.one_hot(target, pred.shape[1], dtype=bool)
+    own = is_at(target[:, None], pred, 1)
     as_positive, as_negative = _class_weights(state, mu, alpha, gamma, dtype)
-    pos = jnp.where(own & counts, jax.nn.sigmoid(-pred) * as_positive, 0).sum(0)[:-1]
-    neg = jnp.where(~own & counts, jax.nn.sigmoid(pred) * as_negative, 0).sum(0)[:-1]
+    pos = jnp.where(own & counts, jax.nn.sigmoid(-pred) * as_positive, 0).sum(0)
+    neg = jnp.where(~own & counts, jax.nn.sigmoid(pred) * as_negative, 0).sum(0)
+    pos, neg = replicated(pos)[:-1], replicated(neg)[:-1]  # The state is whole on every device.
     pos_grad = state.pos_grad + reduce_sum(pos, axis_name).astype(state.pos_grad.dtype)
     neg_grad = state.neg_grad + reduce_sum(neg, axis_name).astype(state.neg_grad.dtype)
     # Without a row the initial 100 must stay: 0 / (0 + 1e-10) is another ratio.
@@ -117,7 +119,7 @@ def eqlv2_loss(
     dtype, target = _dtype_and_labels(state, pred, target)
     weight = weight_without(target < 0, weight, target.shape)
     pred = zero_where_unweighted(pred.astype(dtype), weight)
-    own = jax.nn.one_hot(target, pred.shape[1], dtype=bool)
+    own = is_at(target[:, None], pred, 1)
     as_positive, as_negative = _class_weights(state, mu, alpha, gamma, dtype)
     bce = bce_with_logits(pred, own.astype(dtype))
     values = (jnp.where(own, as_positive, as_negative) * bce).sum(1)

@@ -15,6 +15,7 @@ from visdet_jax.core.elementary import divide
 from visdet_jax.core.export import exportable
 from visdet_jax.core.hyperparameters import Count, FractionBelowOne, Number, Positive
 from visdet_jax.core.jitted import jitted
+from visdet_jax.core.one_hot import is_at
 from visdet_jax.core.rules import LOGITS, Expected, labels_or_scores
 from visdet_jax.core.sigmoid import bce_with_logits
 from visdet_jax.losses.loss import StatefulLoss
@@ -183,7 +184,7 @@ def _logits_and_scores(
         target = target.astype(dtype)
     else:
         target = as_labels("target", target, pred.shape[:-1])
-        target = jax.nn.one_hot(target, pred.shape[-1], dtype=dtype)
+        target = is_at(target[..., None], pred, -1).astype(dtype)
     valid = _weight_of_elements(weight, pred) > 0
     return jnp.where(valid, pred, 0), jnp.where(valid, target, 0), valid
 
@@ -223,7 +224,9 @@ def _bins_and_counts(
     edges = np.arange(bins + 1, dtype=length.dtype) / bins
     edges[-1] = last_edge
     length = jax.lax.stop_gradient(length)
-    index = sum((length >= edge).astype(jnp.int32) for edge in edges[1:])
+    # A small type: the index is stored between the counts and the loss.
+    dtype = jnp.uint8 if bins < 256 else jnp.int32
+    index = sum((length >= edge).astype(dtype) for edge in edges[1:])
     members = [(valid & (index == i)).astype(jnp.int32) for i in range(bins)]
     # One reduction for all bins. With a sum for each bin XLA stores every mask, ten arrays of
     # pred's size for ten bins.

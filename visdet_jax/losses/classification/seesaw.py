@@ -7,22 +7,21 @@ import jax
 import jax.numpy as jnp
 
 from visdet_jax.core.checks import as_labels
+from visdet_jax.core.closed_form import closed_form
 from visdet_jax.core.devices import reduce_mean, reduce_sum
 from visdet_jax.core.dtypes import as_dtype, compute_dtype
 from visdet_jax.core.elementary import clamp_min, divide
 from visdet_jax.core.export import exportable
 from visdet_jax.core.hyperparameters import Count, NonNegative, Number
 from visdet_jax.core.jitted import jitted
+from visdet_jax.core.one_hot import entry_at, is_at
 from visdet_jax.core.rules import LOGITS, Expected, classes
+from visdet_jax.core.softmax import log_sum_exp, softmax
+from visdet_jax.losses._class_targets import class_mask, minus_log_p, weight_of_labels
 from visdet_jax.losses.classification.accuracy import masked_accuracy
 from visdet_jax.losses.classification.cross_entropy import cross_entropy
 from visdet_jax.losses.loss import StatefulLoss
-from visdet_jax.reduction import (
-    Reduction,
-    weight_reduce_loss,
-    weight_without,
-    zero_where_unweighted,
-)
+from visdet_jax.reduction import Reduction, weight_reduce_loss, weight_without
 from visdet_jax.registry import LOSSES
 
 
@@ -63,7 +62,7 @@ def seesaw_statistics(
     if target.ndim != 1:
         raise ValueError(f"target must have shape (N,), got {target.shape}")
     counts = weight_without(target < 0, weight, target.shape) != 0
-    is_class = jax.nn.one_hot(target, len(cum_samples), dtype=bool)
+    is_class = class_mask(target, len(cum_samples))
     # Integers: float32 would lose single rows of a batch beyond 2^24.
     samples = reduce_sum((is_class & counts[:, None]).sum(0), axis_name)
     return SeesawState(cum_samples + samples.astype(cum_samples.dtype))
@@ -113,24 +112,59 @@ def seesaw_ce_loss(
         )
     rows, classes = pred.shape[:1], pred.shape[1]
     target = as_labels("target", target, rows)
-    weight = weight_without(target < 0, weight, rows)
-    pred = zero_where_unweighted(pred.astype(dtype), weight)
-    p, q, eps = as_dtype(dtype, p, q, eps)
-    own = jax.nn.one_hot(target, classes, dtype=bool)
-    index = jnp.clip(target, 0, classes - 1)[:, None]
+    weight = weight_of_labels(target, target < 0, weight, rows, classes, dtype)
+    values = _seesaw_values(weight, pred.astype(dtype), target, cum_samples, p, q, eps)
+    return weight_reduce_loss(values, None, reduction, avg_factor)
+
+
+def _seesaw_values(
+    weight: jax.Array,
+    pred: jax.Array,
+    target: jax.Array,
+    cum_samples: jax.Array,
+    p: Number,
+    q: Number,
+    eps: Number,
+) -> jax.Array:
+    """The weighted values (N,); channels of pred beyond those of `cum_samples` are left out."""
+    log_n = jnp.log(clamp_min(jax.lax.stop_gradient(cum_samples).astype(pred.dtype), 1))
+    log_n = jnp.pad(log_n, (0, pred.shape[1] - log_n.size), constant_values=-jnp.inf)
+    numbers = as_dtype(pred.dtype, p, q, eps)
+    values: jax.Array = _seesaw(weight, pred, target[:, None], log_n, *numbers)
+    return values
+
+
+def _seesaw_logits(
+    pred: jax.Array, label: jax.Array, log_n: jax.Array, p: Any, q: Any, eps: Any
+) -> jax.Array:
+    """The logits plus log(M_j C_j), a constant to the gradient by pred, in all classes but y.
+
+    They are -inf in channels whose log_n is. With the slice of the other channels in its place
+    every program has one array of pred's shape more, and classes could not be sharded.
+    """
     # In log space nothing overflows, and p and q may be traced.
-    log_n = jnp.log(clamp_min(jax.lax.stop_gradient(cum_samples).astype(dtype), 1))[None]
-    log_s = jax.nn.log_softmax(jax.lax.stop_gradient(pred), axis=1)
-    # Keep this masked sum. Of one_hot @ log_n GPUs and TPUs keep three digits by default.
-    log_n_own = jnp.where(own, log_n, 0).sum(1, keepdims=True)
-    log_s_own = jnp.take_along_axis(log_s, index, axis=1)
-    mitigation = p * jnp.minimum(log_n - log_n_own, 0)
+    is_class = log_n[None] > -jnp.inf
+    pred, log_n = jnp.where(is_class, pred, -jnp.inf), jnp.where(is_class, log_n[None], 0)
+    constant = jax.lax.stop_gradient(pred)
+    m, log_sum = log_sum_exp(constant, 1, alone=True)
+    log_s = (constant - m) - log_sum
+    log_s_own = entry_at(constant, label, 1, minus=m) - log_sum
+    mitigation = p * jnp.minimum(log_n - entry_at(log_n, label, 1), 0)
     compensation = q * jnp.maximum(log_s - jnp.maximum(log_s_own, jnp.log(eps)), 0)
-    log_factor = jnp.where(own, 0, mitigation + compensation)
-    log_p = jax.nn.log_softmax(pred + log_factor, axis=1)
-    values = -jnp.take_along_axis(log_p, index, axis=1).squeeze(1)
-    values = jnp.where(target >= classes, jnp.nan, values)
-    return weight_reduce_loss(values, weight, reduction, avg_factor)
+    own = is_at(label, pred, 1)
+    return pred + jnp.where(own, 0, mitigation + compensation)
+
+
+def _value(pred: jax.Array, label: jax.Array, *others: Any, alone: bool = False) -> jax.Array:
+    return minus_log_p(_seesaw_logits(pred, label, *others), label, alone).squeeze(1)
+
+
+def _derivative(pred: jax.Array, label: jax.Array, *others: Any) -> jax.Array:
+    own = is_at(label, pred, 1).astype(pred.dtype)
+    return softmax(_seesaw_logits(pred, label, *others), axis=1) - own
+
+
+_seesaw = closed_form(_value, _derivative, axis=1, has_alone=True)
 
 
 @jitted
@@ -168,37 +202,38 @@ def seesaw_loss(
     """
     (cum_samples,) = state
     classes = len(cum_samples) - 1
-    compute_dtype(pred=pred)
+    dtype = compute_dtype(pred=pred)
     if pred.ndim != 2 or pred.shape[1] != classes + 2:
         raise ValueError(f"pred must have shape (N, {classes + 2}), got {pred.shape}")
     rows = pred.shape[:1]
     target = as_labels("target", target, rows)
     background = jnp.where(target > classes, 2, (target == classes).astype(jnp.int32))
     loss_of_objectness = cross_entropy(
-        pred[:, classes:],
+        _last_two(pred),
         jnp.where(target < 0, -1, background),
         weight,
         reduction=reduction,
         avg_factor=avg_factor,
     )
     is_object = (target >= 0) & (target < classes)
-    weight = weight_without(~is_object, weight, rows)
-    values = seesaw_ce_loss(
-        pred[:, :classes],
-        jnp.where(is_object, target, -1),
-        weight,
-        cum_samples=cum_samples[:classes],
-        p=p,
-        q=q,
-        eps=eps,
-        reduction="none",
-    )
+    weight = weight_without(~is_object, weight, rows).astype(dtype)
+    of_classes = cum_samples[:classes], p, q, eps
+    values = _seesaw_values(weight, pred.astype(dtype), target, *of_classes)
     if reduction == "mean" and avg_factor is None:
         objects = reduce_mean((weight != 0).sum().astype(values.dtype), axis_name)
         loss_of_classes = divide(values.sum(), objects)
     else:
         loss_of_classes = weight_reduce_loss(values, None, reduction, avg_factor)
     return {"loss_cls_objectness": loss_of_objectness, "loss_cls_classes": loss_of_classes}
+
+
+def _last_two(pred: jax.Array) -> jax.Array:
+    """The logits of object and background (N, 2)."""
+    if jax.typeof(pred).sharding.spec[1] is None:
+        return pred[:, -2:]
+    # Two channels cannot be spread over more devices, so they become whole on each.
+    columns = (pred.shape[1] - jnp.full((1, 1), i, jnp.int32) for i in (2, 1))
+    return jnp.concatenate([entry_at(pred, column, 1) for column in columns], axis=1)
 
 
 @LOSSES.register_module()

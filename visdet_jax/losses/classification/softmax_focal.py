@@ -11,13 +11,13 @@ from visdet_jax.core.closed_form import closed_form
 from visdet_jax.core.dtypes import as_dtype, compute_dtype
 from visdet_jax.core.hyperparameters import Exponent, Number
 from visdet_jax.core.jitted import jitted
+from visdet_jax.core.one_hot import is_at
 from visdet_jax.core.power import power, power_and_derivative
 from visdet_jax.core.rules import LOGITS, Expected, classes
 from visdet_jax.core.softmax import softmax
 from visdet_jax.losses._class_targets import (
     ClassWeight,
     check_class_weight,
-    class_mask,
     is_ignored,
     minus_log_p,
     warn_of_ignored,
@@ -88,7 +88,7 @@ def _value(pred: jax.Array, label: jax.Array, gamma: Any, alone: bool = False) -
 
 def _derivative(pred: jax.Array, label: jax.Array, gamma: Any) -> jax.Array:
     cost = minus_log_p(pred, label)
-    own = class_mask(label.squeeze(1), pred.shape[1], axis=1).astype(pred.dtype)
+    own = is_at(label, pred, axis=1).astype(pred.dtype)
     d_cost = softmax(pred, axis=1) - own
     focus, d_focus = power_and_derivative(-jnp.expm1(-cost), gamma)
     # The derivative of 1 - p by the cost -log p is p.

@@ -11,12 +11,12 @@ from visdet_jax.core.dtypes import as_dtype, compute_dtype
 from visdet_jax.core.elementary import divide
 from visdet_jax.core.hyperparameters import NonNegative, Number
 from visdet_jax.core.jitted import jitted
+from visdet_jax.core.one_hot import is_at
 from visdet_jax.core.rules import LOGITS, Expected, classes
 from visdet_jax.core.softmax import softmax
 from visdet_jax.losses._class_targets import (
     ClassWeight,
     check_class_weight,
-    class_mask,
     weight_of_classes,
 )
 from visdet_jax.losses.loss import Loss
@@ -88,7 +88,7 @@ def tversky_loss(
     pred = zero_where_unweighted(jnp.where(is_read, pred.astype(dtype), 0), weight)
 
     p = softmax(pred, axis=1)
-    own = class_mask(target, channels, axis=1) & is_read
+    own = is_at(jnp.expand_dims(target, 1), pred, axis=1) & is_read
     pixels = tuple(range(2, pred.ndim))
     hits = jnp.where(own, p, 0).sum(pixels)
     misses = jnp.where(own, 1 - p, 0).sum(pixels)

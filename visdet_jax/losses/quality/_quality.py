@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from visdet_jax.core.checks import as_labels, check_array, check_same_shape
 from visdet_jax.core.closed_form import closed_form
 from visdet_jax.core.dtypes import compute_dtype
+from visdet_jax.core.one_hot import is_at
 from visdet_jax.core.power import power, power_and_derivative
 from visdet_jax.core.rules import LOGITS, UNIT, Expected, classes
 from visdet_jax.core.sigmoid import Sigmoid, sigmoid_parts, sigmoid_parts_in_derivative
-from visdet_jax.losses._class_targets import class_mask
 from visdet_jax.losses.loss import Loss
 from visdet_jax.reduction import spread_weight
 
@@ -60,7 +60,7 @@ def quality_of_classes(
 
 def is_positive(pred: jax.Array, target: jax.Array, score: jax.Array | None = None) -> jax.Array:
     """Whether an entry is its row's class, whatever the score; or has one, in an array."""
-    return target > 0 if score is None else class_mask(target[..., 0], pred.shape[-1])
+    return target > 0 if score is None else is_at(target, pred, -1)
 
 
 def weight_column(weight: Any, pred: jax.Array) -> jax.Array | None:

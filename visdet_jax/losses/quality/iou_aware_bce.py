@@ -12,6 +12,7 @@ from visdet_jax.core.dtypes import as_dtype, compute_dtype
 from visdet_jax.core.elementary import clamp_min
 from visdet_jax.core.hyperparameters import Exponent, Fraction, Number, Positive
 from visdet_jax.core.jitted import jitted
+from visdet_jax.core.one_hot import entry_at
 from visdet_jax.core.power import power
 from visdet_jax.losses.quality._quality import (
     QualityLoss,
@@ -103,7 +104,7 @@ def iou_aware_quality(
     """
     pred, (label, iou) = jax.lax.stop_gradient(floats_and_quality(pred, (label, iou)))
     alpha = as_dtype(pred.dtype, alpha)
-    p = jax.nn.sigmoid(jnp.take_along_axis(pred, label, axis=-1, mode="clip")[..., 0])
+    p = jax.nn.sigmoid(entry_at(pred, label, axis=-1)[..., 0])
     return clamp_min(power(p, alpha) * power(iou[..., 0], 1 - alpha), 0.01)
 
 
