@@ -54,7 +54,8 @@ def _boxes(n: int, rotated: bool = False) -> Callable[[np.random.Generator, floa
         rows = _count(n, scale)
         corner, side = rng.uniform(0, 800, (rows, 2)), rng.uniform(8, 200, (rows, 2))
         if rotated:
-            return np.concatenate([corner, side, rng.uniform(-1, 1, (rows, 1))], 1, np.float32)
+            angle = rng.uniform(-1, 1, (rows, 1))
+            return np.concatenate([corner, side, angle], axis=1).astype(np.float32)
         return np.concatenate([corner, corner + side], axis=1).astype(np.float32)
 
     return make

@@ -1,5 +1,7 @@
 """What all losses of pairs of boxes have in common."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -192,3 +194,12 @@ def test_classes_hold_their_numbers():
         ({"type": "BoundedIoULoss", "beta": 0.5}, v.bounded_iou_loss(pred, target, beta=0.5)),
     ):
         close(v.build_loss(config)(pred, target), expected)
+
+
+def test_a_short_gradient_is_one_loop_that_stores_nothing():
+    """See `divide_once`: by `divide` the gradients store 0.75 to 1.5 times pred's size."""
+    pred, target = jnp.asarray(boxes(0, 4096)), jnp.asarray(boxes(1, 4096))
+    for loss in (v.iou_loss, v.giou_loss, v.diou_loss, v.efficient_iou_loss):
+        both = jax.value_and_grad(functools.partial(loss, avg_factor=7.0))
+        weight = jnp.ones(4096)
+        assert programs.temporary_bytes(both, pred, target, weight) < 0.5 * pred.nbytes

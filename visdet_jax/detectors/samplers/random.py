@@ -60,8 +60,9 @@ class LimitedSampler(Sampler):
         count = positive.sum()
         rest = self.num - count
         if self.neg_pos_ub >= 0:
-            limit = jnp.floor(self.neg_pos_ub * jnp.maximum(count, 1).astype(jnp.float32))
-            rest = jnp.minimum(rest, limit.astype(rest.dtype))
+            # In Python's floats, as mmdet: 100 · 0.29 is 28.999 in float64, and 29 in float32.
+            limits = [int(self.neg_pos_ub * max(n, 1)) for n in range(most + 1)]
+            rest = jnp.minimum(rest, jnp.asarray(limits, rest.dtype)[count])
         negative = self.pick_negatives(keys[1], gt_inds, overlaps, losses, rest)
         chosen = jnp.where(negative, NEGATIVE, NOT_CHOSEN)
         return jnp.where(positive, POSITIVE, chosen).astype(jnp.int8)

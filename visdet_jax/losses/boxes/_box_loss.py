@@ -8,7 +8,7 @@ from typing import Any, Concatenate, ParamSpec
 import jax
 import jax.numpy as jnp
 
-from visdet_jax.boxes._pairs import Columns, columns
+from visdet_jax.boxes._pairs import Columns, join_columns, split_columns
 from visdet_jax.core.checks import check_array, check_same_shape
 from visdet_jax.core.rules import BOXES, Expected
 from visdet_jax.losses.loss import Loss
@@ -38,14 +38,16 @@ def loss_of_columns(formula: Formula[P], count: int, what: str) -> WeightedLoss[
 
     def value(pred: jax.Array, target: jax.Array, **options: Any) -> jax.Array:
         check_boxes(pred, target, count, what)
-        return of_columns(columns(pred), columns(target), **options)
+        return of_columns(split_columns(pred), split_columns(target), **options)
 
     def derivative(pred: jax.Array, target: jax.Array, **options: Any) -> jax.Array:
-        def value_of_columns(*pred: jax.Array) -> jax.Array:
-            return of_columns(pred, columns(target), **options)
+        target_columns = split_columns(target)
 
-        values, pullback = jax.vjp(value_of_columns, *columns(pred))
-        return jnp.stack(pullback(jnp.ones_like(values)), axis=-1)
+        def value_of_columns(*pred: jax.Array) -> jax.Array:
+            return of_columns(pred, target_columns, **options)
+
+        values, pullback = jax.vjp(value_of_columns, *split_columns(pred))
+        return join_columns(pullback(jnp.ones_like(values)))
 
     functools.update_wrapper(value, formula)
     loss: Any = weighted_loss(derivative=derivative, axis=-1, weight_of_values=weight_of_boxes)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from visdet_jax.boxes._pairs import Columns, PairGeometry, pair_geometry
-from visdet_jax.core.elementary import arctan2, clamp, clamp_min, divide
+from visdet_jax.core.elementary import arctan2, clamp, clamp_min, divide, divide_once
 from visdet_jax.core.hyperparameters import NonNegative, Number, Positive
 from visdet_jax.losses.boxes._iou_term import OverlapLoss, overlap_loss, overlap_term
 from visdet_jax.reduction import Reduce
@@ -42,7 +42,7 @@ def diou_loss(
     """
     pair = pair_geometry(pred, target)
     iou_of = functools.partial(PairGeometry.iou_with_eps, eps=eps)
-    iou = overlap_term(iou_of(pair), iou_of, pred, target, inner_ratio, focaler)
+    iou = overlap_term(iou_of(pair, by=divide_once), iou_of, pred, target, inner_ratio, focaler)
     return 1 - (iou - _distance(pair, eps))
 
 
@@ -79,7 +79,7 @@ def ciou_loss(
     """
     pair = pair_geometry(pred, target)
     iou_of = functools.partial(PairGeometry.iou_with_eps, eps=eps)
-    iou, distance = iou_of(pair), _distance(pair, eps)
+    iou, distance = iou_of(pair, by=divide_once), _distance(pair, eps)
     v = aspect_difference(pair, eps if gated else 0)
     rest = clamp_min(1 - iou, 0) + v  # The IoU may be above 1, see `PairGeometry`.
     alpha = jnp.where(iou > 0.5, divide(v, rest), 0) if gated else divide(v, rest + eps)
@@ -89,7 +89,7 @@ def ciou_loss(
 
 
 def _distance(pair: PairGeometry, eps: Any) -> jax.Array:
-    return divide(pair.squared_distance, pair.squared_diagonal + eps)
+    return divide_once(pair.squared_distance, pair.squared_diagonal + eps)
 
 
 def aspect_difference(pair: PairGeometry, eps: Any) -> jax.Array:

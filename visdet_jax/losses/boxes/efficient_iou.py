@@ -8,7 +8,7 @@ from typing import Unpack
 import jax
 
 from visdet_jax.boxes._pairs import Columns, PairGeometry, pair_geometry
-from visdet_jax.core.elementary import divide
+from visdet_jax.core.elementary import divide_once
 from visdet_jax.core.hyperparameters import NonNegative, Number, Positive
 from visdet_jax.core.power import power
 from visdet_jax.losses.boxes._iou_term import OverlapLoss, overlap_loss, overlap_term
@@ -49,13 +49,13 @@ def efficient_iou_loss(
     """
     pair = pair_geometry(pred, target)
     iou_of = functools.partial(PairGeometry.iou_with_eps, eps=2 * eps)
-    iou = iou_of(pair)
+    iou = iou_of(pair, by=divide_once)
     x1, y1, x2, y2 = pair.enclosing
     squared_width, squared_height = (x2 - x1) ** 2, (y2 - y1) ** 2
     penalty = (
-        divide(pair.squared_distance, squared_width + squared_height + eps)
-        + divide((pair.width2 - pair.width1) ** 2, squared_width + eps)
-        + divide((pair.height2 - pair.height1) ** 2, squared_height + eps)
+        divide_once(pair.squared_distance, squared_width + squared_height + eps)
+        + divide_once((pair.width2 - pair.width1) ** 2, squared_width + eps)
+        + divide_once((pair.height2 - pair.height1) ** 2, squared_height + eps)
     )
     loss = 1 - (overlap_term(iou, iou_of, pred, target, inner_ratio, focaler) - penalty)
     if focal_gamma is None:

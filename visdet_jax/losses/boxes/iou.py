@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from visdet_jax.boxes._pairs import Columns, PairGeometry, pair_geometry
-from visdet_jax.core.elementary import clamp_min, divide
+from visdet_jax.core.elementary import clamp_min, divide_once
 from visdet_jax.core.hyperparameters import NonNegative, Number, Positive
 from visdet_jax.core.warn import warn
 from visdet_jax.losses.boxes._iou_term import OverlapLoss, overlap_loss, overlap_term
@@ -51,7 +51,7 @@ def iou_loss(
         _warn_linear()
         mode = "linear"
     iou_of = functools.partial(PairGeometry.iou, least=1e-6)
-    iou = iou_of(pair_geometry(pred, target))
+    iou = iou_of(pair_geometry(pred, target), by=divide_once)
     iou = clamp_min(overlap_term(iou, iou_of, pred, target, inner_ratio, focaler), eps)
     if mode == "linear":
         return 1 - iou
@@ -87,9 +87,9 @@ def giou_loss(
     enclosing = jnp.maximum(pair.enclosing_width * pair.enclosing_height, eps)
     # Keep the one union in both. With `iou_of(pair)` the gradient stores 2.75 arrays of pred's size
     # in place of 2 (jax 0.10.2).
-    iou = divide(pair.overlap, union)
+    iou = divide_once(pair.overlap, union)
     iou = overlap_term(iou, iou_of, pred, target, inner_ratio, focaler)
-    return 1 - (iou - divide(enclosing - union, enclosing))
+    return 1 - (iou - divide_once(enclosing - union, enclosing))
 
 
 def _warn_linear() -> None:

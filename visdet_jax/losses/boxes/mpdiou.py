@@ -8,7 +8,7 @@ from typing import Any, Unpack
 import jax
 
 from visdet_jax.boxes._pairs import Columns, PairGeometry, pair_geometry
-from visdet_jax.core.elementary import divide
+from visdet_jax.core.elementary import divide_once
 from visdet_jax.core.hyperparameters import NonNegative, Number, Positive
 from visdet_jax.losses.boxes._iou_term import OverlapLoss, overlap_loss, overlap_term
 from visdet_jax.reduction import Reduce
@@ -47,10 +47,10 @@ def mpdiou_loss(
     height, width = _sides(image_shape, pred[0].ndim)
     pair = pair_geometry(pred, target)
     iou_of = functools.partial(PairGeometry.iou_with_eps_in_heights, eps=eps)
-    iou = overlap_term(iou_of(pair), iou_of, pred, target, inner_ratio, focaler)
+    iou = overlap_term(iou_of(pair, by=divide_once), iou_of, pred, target, inner_ratio, focaler)
     dx1, dy1, dx2, dy2 = (a - b for a, b in zip(pred, target, strict=True))
     corners = dx1**2 + dy1**2 + dx2**2 + dy2**2
-    return 1 - (iou - divide(corners, height**2 + width**2))
+    return 1 - (iou - divide_once(corners, height**2 + width**2))
 
 
 def _sides(image_shape: Any, ndim: int) -> tuple[Any, Any]:

@@ -11,6 +11,7 @@ from visdet_jax.boxes._gaussians import (
     kl_divergence,
     pair_of_boxes,
     pair_of_correlations,
+    quotient,
     squared_centre_distance,
     wasserstein_of_boxes,
     wasserstein_of_correlations,
@@ -108,9 +109,10 @@ def gd_loss(
         if normalize:
             distance = distance / (2 * jnp.sqrt(jnp.sqrt(root)))
     else:
-        distance = kl_divergence(pair, alpha)
+        by = quotient if loss_type in ("kld", "jd") else jnp.divide  # See `kl_divergence`.
+        distance = kl_divergence(pair, alpha, by)
         if loss_type != "kld":
-            other = kl_divergence(pair_of(target, pred), alpha)
+            other = kl_divergence(pair_of(target, pred), alpha, by)
             if loss_type == "jd":
                 distance = (distance + other) / 2
             elif loss_type == "kld_symmax":

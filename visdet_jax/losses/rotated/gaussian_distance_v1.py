@@ -11,6 +11,7 @@ from visdet_jax.boxes._gaussians import (
     half_sides,
     kl_divergence,
     pair_of_boxes,
+    quotient,
     squared_centre_distance,
     wasserstein_of_boxes,
 )
@@ -66,7 +67,11 @@ def gd_loss_v1(
     if loss_type == "gwd":
         squared = squared_centre_distance(pred, target) + wasserstein_of_boxes(pred, target)
     else:
-        squared = 2 * kl_divergence(pair) if loss_type == "kld" else bhattacharyya_distance(pair)
+        squared = (
+            2 * kl_divergence(pair, by=quotient)
+            if loss_type == "kld"
+            else bhattacharyya_distance(pair)
+        )
     squared = clamp_min(squared, FLOOR)
     if fun == "" and loss_type == "gwd":
         scale = clamp_min(jnp.sqrt(jnp.sqrt(pair.root_det1 * pair.root_det2)), 1e-7)
