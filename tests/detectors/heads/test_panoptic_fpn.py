@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from golden.read_heads import read
 from visdet_jax.detectors import PanopticFPNHead, build_detector, build_head
@@ -73,6 +75,48 @@ def test_half_floats_are_computed_in_float32():
     value, gradient = jax.value_and_grad(lambda pred: head.loss(pred, gt)["loss_seg"])(half)
     assert (value.dtype, gradient.dtype) == (jnp.float32, jnp.bfloat16)
     np.testing.assert_array_equal(value, head.loss(half.astype(jnp.float32), gt)["loss_seg"])
+
+
+def batch():
+    rng = np.random.default_rng(0)
+    return rng.normal(0, 1, (4, 3, 3, 3)).astype(np.float32), rng.integers(0, 5, (4, 16, 16))
+
+
+def test_vmap_and_meshes_give_the_mean_over_the_images():
+    head = PanopticFPNHead(**SMALL)
+    pred, gt = batch()
+    expected = head.loss(pred, gt)["loss_seg"]
+    alone = jax.vmap(lambda pred, gt: head.loss(pred[None], gt[None])["loss_seg"])(pred, gt)
+    np.testing.assert_allclose(alone.mean(), expected, 1e-6)
+    mesh = jax.make_mesh((2,), ("data",), (AxisType.Auto,), devices=jax.devices()[:2])
+
+    def of_device(pred, gt):
+        return jax.lax.pmean(head.loss(pred, gt)["loss_seg"], "data")
+
+    mapped = jax.shard_map(of_device, mesh=mesh, in_specs=P("data"), out_specs=P())
+    np.testing.assert_allclose(jax.jit(mapped)(pred, gt), expected, 1e-6)
+    sharded = jax.device_put((pred, gt), NamedSharding(mesh, P("data")))
+    np.testing.assert_allclose(jax.jit(head.loss)(*sharded)["loss_seg"], expected, 1e-6)
+
+
+def test_extreme_logits_are_finite():
+    head, (pred, gt) = PanopticFPNHead(**SMALL), batch()
+    value, gradient = jax.value_and_grad(lambda x: head.loss(x, gt)["loss_seg"])(1e4 * pred)
+    assert np.isfinite(value)
+    assert np.isfinite(gradient).all()
+
+
+def test_equal_heads_share_one_trace():
+    traces = []
+
+    @jax.jit
+    def loss(head, pred, gt):
+        traces.append(head)
+        return head.loss(pred, gt)
+
+    for _ in range(2):
+        loss(PanopticFPNHead(**SMALL), *batch())
+    assert len(traces) == 1
 
 
 def test_decode_resizes():

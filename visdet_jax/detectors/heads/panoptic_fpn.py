@@ -28,7 +28,8 @@ class PanopticFPNHead(WithLosses):
     S - 1 of stuff, and for all things the class S. Any other label stays as it is, for the loss to
     ignore; negative ones cost nothing. Of the map only every 2^(start_level + 2)-th pixel of every
     so many-th row is learnt. `loss_seg` is the mean over these pixels, the ignored ones too unless
-    the loss leaves them out.
+    the loss leaves them out. Inside `shard_map` the mean of the devices' losses is the batch's,
+    but not of a loss that leaves them out.
 
     Args:
       num_things_classes: The number T of classes of things, at least 1.
