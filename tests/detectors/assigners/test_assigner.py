@@ -17,7 +17,7 @@ from detectors.assigners.assigner_cases import (
     random_image,
     random_keys,
 )
-from programs import temporary_bytes
+from programs import compiled, temporary_bytes
 from visdet_jax.detectors import (
     AnchorGenerator,
     Assigner,
@@ -26,7 +26,7 @@ from visdet_jax.detectors import (
     fcos_assign,
     max_iou_assign,
 )
-from visdet_jax.detectors.assigners.assigner import pick, without_padding
+from visdet_jax.detectors.assigners.assigner import k_least, pick, without_padding
 
 FAMILIES = ("maxiou", "atss", "fcos")  # each replayed in a file of its own
 
@@ -64,14 +64,14 @@ PADDING = np.full((3, 4), np.nan, np.float32), np.full(3, -1, np.int32)
 
 
 @pytest.mark.parametrize("nothing", [NO_BOXES, PADDING], ids=["no rows", "padding alone"])
-def test_no_box_at_all(nothing):
+def test_no_box_at_all(nothing, form):
     for found in assign_all(*nothing):
         np.testing.assert_array_equal(found.gt_inds, 0)
         np.testing.assert_array_equal(found.labels, -1)
         np.testing.assert_array_equal(found.max_overlaps, 0)
 
 
-def test_no_prior_at_all():
+def test_no_prior_at_all(form):
     for found in assign_all(np.ones((1, 4), np.float32), np.zeros(1, np.int32), size=0):
         for x in found:
             assert x.shape == (0,)
@@ -79,7 +79,7 @@ def test_no_prior_at_all():
 
 @pytest.mark.parametrize("assign", [max_iou_assign, atss_assign])
 def test_the_matrix_of_all_ious_is_never_made(assign):
-    """The boxes are visited one by one; see `visit_boxes`."""
+    """On a CPU the boxes are visited one by one; see `visit_boxes`."""
     count = 20_000
     priors, level = np.zeros((count, 4), np.float32), {}
     if assign is atss_assign:
@@ -92,7 +92,7 @@ def test_the_matrix_of_all_ious_is_never_made(assign):
 
 
 @pytest.mark.parametrize("assign", [max_iou_assign, atss_assign])
-def test_the_ground_truth_may_vary_over_devices_while_the_priors_do_not(assign):
+def test_the_ground_truth_may_vary_over_devices_while_the_priors_do_not(assign, form):
     """Inside `shard_map` a loop's state has to vary from its start on; see `unassigned`."""
     images = [random_image(seed) for seed in range(2)]
     priors, options = images[0][0].astype(np.float32), {}
@@ -109,6 +109,67 @@ def test_the_ground_truth_may_vary_over_devices_while_the_priors_do_not(assign):
     mapped = jax.shard_map(gt_inds, mesh=mesh, in_specs=(spread, spread), out_specs=spread)
     expected = np.concatenate([gt_inds(boxes[i : i + 1], labels[i : i + 1]) for i in range(2)])
     np.testing.assert_array_equal(mapped(boxes, labels), expected)
+
+
+@pytest.mark.parametrize("assign", [max_iou_assign, atss_assign])
+def test_the_program_is_as_large_for_many_boxes_as_for_few(assign):
+    priors, level = np.zeros((2_000, 4), np.float32), {}
+    if assign is atss_assign:
+        level = {"level_sizes": (1_500, 500)}
+
+    def fusions(count):
+        boxes, labels = np.zeros((count, 4), np.float32), np.zeros(count, np.int32)
+        program = compiled(lambda *args: assign(priors, *args, **level), boxes, labels)
+        return program.as_text().count(" fusion(")
+
+    assert fusions(100) <= fusions(20)
+
+
+LEAST = (0, 3, 1, 2, 2, 2, np.inf, 5, 5, 5, np.inf, np.inf)
+GROUPS = slice(1, 7), slice(7, 12)
+
+
+def least(values, k):
+    """`k_least` of the groups above, and which of the values are included."""
+    values = jnp.asarray(values, jnp.float32)
+    found = k_least(lambda among, _=None: (values[among], 2 * values[among]), GROUPS, k)
+    index = jnp.arange(len(values))
+    return found, [of.last.includes(values, index)[g] for of, g in zip(found, GROUPS, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("k", "first", "second"),
+    [
+        (1, [0, 1, 0, 0, 0, 0], [1, 0, 0, 0, 0]),
+        (3, [0, 1, 1, 1, 0, 0], [1, 1, 1, 0, 0]),
+        (4, [0, 1, 1, 1, 1, 0], [1, 1, 1, 1, 0]),
+        (9, [1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1]),
+    ],
+)
+def test_of_equal_values_the_first_are_among_the_k_least(k, first, second, form):
+    found, (in_first, in_second) = least(LEAST, k)
+    finite = np.isfinite(LEAST)
+    np.testing.assert_array_equal(in_first & finite[1:7], np.array(first, bool) & finite[1:7])
+    np.testing.assert_array_equal(in_second & finite[7:], np.array(second, bool) & finite[7:])
+    for of, group in zip(found, GROUPS, strict=True):
+        expected = sorted(LEAST[group])[:k]
+        np.testing.assert_array_equal(of.values, expected)
+        exist = np.isfinite(expected)
+        np.testing.assert_array_equal(of.others[exist], 2 * np.array(expected)[exist])
+
+
+def test_the_k_least_are_found_without_sorting_on_a_cpu():
+    """A sort of each level takes 100 times as long as XLA:CPU's search for the largest."""
+    values = np.zeros(17_000, np.float32)
+    groups = slice(0, 16_000), slice(16_000, 17_000)
+
+    def lasts(values):
+        found = k_least(lambda among, _=None: (values[among], values[among]), groups, 9)
+        return [of.last for of in found]
+
+    program = compiled(lasts, values).as_text()
+    assert "TopK" in program
+    assert " sort(" not in program
 
 
 def test_pick():

@@ -1,6 +1,5 @@
 """Ground truth by what stands out among the nearest: mmdet's cases, a plain loop, its program."""
 
-import jax
 import numpy as np
 import pytest
 
@@ -15,9 +14,7 @@ from detectors.assigners.assigner_cases import (
     random_image,
     random_keys,
 )
-from programs import compiled
 from visdet_jax.detectors import TASK_UTILS, AnchorGenerator, ATSSAssigner, atss_assign
-from visdet_jax.detectors.assigners.atss import _nearest
 
 
 @pytest.mark.parametrize("key", random_keys("atss"))
@@ -26,7 +23,7 @@ def test_random_cases_of_mmdet(key):
 
 
 @pytest.mark.parametrize("key", edge_keys("atss"))
-def test_edge_cases_of_mmdet(key):
+def test_edge_cases_of_mmdet(key, form):
     check_edge_case(key)
 
 
@@ -58,7 +55,7 @@ def loop_atss(priors, boxes, real, valid, topk):
 
 
 @pytest.mark.parametrize("topk", [1, 4])
-def test_equals_a_plain_loop(topk, x64):
+def test_equals_a_plain_loop(topk, x64, form):
     for seed in IMAGES:
         priors, boxes, labels, real, valid = random_image(seed)
         found = atss_assign(priors, boxes, labels, valid, level_sizes=LEVEL_SIZES, topk=topk)
@@ -66,27 +63,12 @@ def test_equals_a_plain_loop(topk, x64):
         assert_equals_loop(found, expected, labels, seed)
 
 
-def test_of_equal_boxes_the_first_wins():
+def test_of_equal_boxes_the_first_wins(form):
     grid = AnchorGenerator(strides=(8,), ratios=(1.0,), scales=(3,)).grid(((6, 6),))
     boxes = np.tile(np.array([[9, 9, 37, 38]], np.float32), (3, 1))
     labels = np.array([-1, 0, 1], np.int32)
     found = atss_assign(grid.priors, boxes, labels, level_sizes=grid.level_sizes)
     assert set(np.asarray(found.gt_inds)) == {0, 2}
-
-
-def test_the_nearest_are_the_first_of_equal_ones():
-    distance = np.array([3, 1, 2, 2, 2, np.inf, 5, 5, 5, np.inf, np.inf], np.float32)
-    expected = [0, 1, 1, 1, 0, 0, 1, 1, 1, 0, 0]
-    nearest = _nearest(jax.numpy.asarray(distance), (6, 0, 5), 3)
-    np.testing.assert_array_equal(nearest, np.array(expected, bool))
-
-
-def test_the_nearest_are_found_without_sorting():
-    """A sort of each level takes 100 times as long as XLA:CPU's search for the largest."""
-    distance = np.zeros(17_000, np.float32)
-    program = compiled(lambda distance: _nearest(distance, (16_000, 1_000), 9), distance).as_text()
-    assert "TopK" in program
-    assert " sort(" not in program
 
 
 BOXES, LABELS = np.zeros((2, 4), np.float32), np.zeros(2, np.int32)

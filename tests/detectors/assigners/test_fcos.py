@@ -53,7 +53,7 @@ def assign_points(case, points, sizes, boxes, labels, count):
 
 
 @pytest.mark.parametrize("key", edge_keys("fcos"))
-def test_edge_cases_of_mmdet(key):
+def test_edge_cases_of_mmdet(key, form):
     case, expected = EDGE_CONFIG["cases"][key], arrays_of(EDGE, key)
     points = expected["points"].astype(np.float32)
     found = assign_points(
@@ -87,7 +87,7 @@ def loop_fcos(points, boxes, real, strides, ranges, radius):
 
 
 @pytest.mark.parametrize("radius", [None, 1.5])
-def test_equals_a_plain_loop(radius, x64):
+def test_equals_a_plain_loop(radius, x64, form):
     grid = MlvlPointGenerator(strides=(8, 16)).grid(((10, 12), (5, 6)), np.float64)
     ranges = np.repeat([[-1.0, 32], [32, 1e8]], grid.level_sizes, axis=0)
     sampling = {} if radius is None else {"center_sampling": True, "center_sample_radius": radius}
@@ -109,7 +109,7 @@ BOXES = np.array([[9, 9, 37, 38], [9, 9, 37, 38], [1, 1, 22, 22]], np.float32)
 LABELS = np.array([0, 1, 2], np.int32)
 
 
-def test_of_equal_boxes_the_first_wins():
+def test_of_equal_boxes_the_first_wins(form):
     boxes = np.tile(BOXES[:1], (3, 1))
     found = fcos_assign(POINTS.priors, boxes, np.array([-1, 0, 1], np.int32), **LEVEL)
     assert set(np.asarray(found.gt_inds)) == {0, 2}

@@ -26,7 +26,7 @@ def test_random_cases_of_mmdet(key):
 
 
 @pytest.mark.parametrize("key", edge_keys("maxiou"))
-def test_edge_cases_of_mmdet(key):
+def test_edge_cases_of_mmdet(key, form):
     check_edge_case(key)
 
 
@@ -61,7 +61,7 @@ def loop_max_iou(priors, boxes, real, valid, low, high, positive, least, every, 
         (0.0, 0.5, 0.5, 0.5, True, False),
     ],
 )
-def test_equals_a_plain_loop(low, high, positive, least, every, low_quality, x64):
+def test_equals_a_plain_loop(low, high, positive, least, every, low_quality, x64, form):
     for seed in IMAGES:
         priors, boxes, labels, real, valid = random_image(seed)
         found = max_iou_assign(
@@ -81,7 +81,7 @@ def test_equals_a_plain_loop(low, high, positive, least, every, low_quality, x64
 
 
 @pytest.mark.parametrize("transform", [lambda f: lambda *args: [*map(f, *args)], jax.vmap])
-def test_small_boxes_in_float32_get_a_prior(transform):
+def test_small_boxes_in_float32_get_a_prior(transform, form):
     """A box's best IoU is compared with IoUs computed in the same way, whatever XLA fuses.
 
     Which of several best priors a small box gets is a matter of rounding, but one it must get.
@@ -109,7 +109,7 @@ def test_small_boxes_in_float32_get_a_prior(transform):
             assert (best > g).any(), "none is the box's own, or was taken by a later box"
 
 
-def test_of_equal_boxes_the_first_wins_but_by_low_quality_the_last():
+def test_of_equal_boxes_the_first_wins_but_by_low_quality_the_last(form):
     grid = AnchorGenerator(strides=(8,), ratios=(1.0,), scales=(3,)).grid(((6, 6),))
     boxes = np.tile(np.array([[9, 9, 37, 38]], np.float32), (3, 1))
     labels = np.array([-1, 0, 1], np.int32)
@@ -118,6 +118,78 @@ def test_of_equal_boxes_the_first_wins_but_by_low_quality_the_last():
     found = max_iou_assign(grid.priors, boxes, labels)
     assert 3 in found.gt_inds
     assert found.gt_inds[found.max_overlaps.argmax()] == 3
+
+
+def ious_without_fused_operations(boxes, priors):
+    """The IoU (G, N) in the arrays' own type, every operation rounded, as in mmdet."""
+    x1, y1, x2, y2 = boxes.T[:, :, None]
+    px1, py1, px2, py2 = priors.T[:, None]
+    width = np.maximum(np.minimum(x2, px2) - np.maximum(x1, px1), 0)
+    height = np.maximum(np.minimum(y2, py2) - np.maximum(y1, py1), 0)
+    overlap = width * height
+    union = (x2 - x1) * (y2 - y1) + (px2 - px1) * (py2 - py1) - overlap
+    return overlap / np.maximum(union, np.float32(1e-6))
+
+
+def arrays_max_iou(priors, boxes, labels, valid):
+    """RetinaNet's assignment of one image in NumPy, in float32."""
+    table = np.where(
+        (labels >= 0)[:, None] & valid, ious_without_fused_operations(boxes, priors), -1
+    )
+    largest = table.max(0)
+    gt_inds = np.where(largest >= np.float32(0.5), 1 + table.argmax(0), -1)
+    gt_inds[(largest >= 0) & (largest < np.float32(0.4))] = 0
+    for g in np.flatnonzero(labels >= 0):
+        if table[g].max() >= 0:
+            gt_inds[table[g] == table[g].max()] = 1 + g
+    if not (labels >= 0).any():
+        gt_inds[:] = 0
+    gt_inds[~valid] = -2
+    return gt_inds
+
+
+def difficult_boxes(count):
+    """Images of so many boxes: small, equal, as large as anchors, far away, some or all padding."""
+    rng = np.random.default_rng(count)
+    for kind in ("small", "equal", "anchors", "far", "some padding", "all padding"):
+        corner, size = rng.uniform(0, 96, (count, 2)), rng.uniform(3, 40, (count, 2))
+        boxes = np.concatenate([corner, corner + size], 1).astype(np.float32)
+        labels = np.zeros(count, np.int32)
+        if kind == "equal":
+            boxes[:] = boxes[0]
+        if kind == "anchors":
+            boxes = ANCHORS[rng.integers(len(ANCHORS), size=count)]
+        if kind == "far":
+            boxes[rng.random(count) < 0.5] += 1000
+        if "padding" in kind:
+            padding = rng.random(count) < 0.5 if kind == "some padding" else slice(None)
+            labels[padding] = -1
+        yield boxes, labels
+
+
+ANCHORS = (
+    AnchorGenerator(
+        strides=(8, 16, 32), ratios=(0.5, 1.0, 2.0), octave_base_scale=4, scales_per_octave=3
+    )
+    .grid(((12, 16), (6, 8), (3, 4)))
+    .priors
+)
+
+
+@pytest.mark.parametrize("count", [1, 9, 10, 11, 23])
+def test_ties_are_those_of_arithmetic_that_rounds_every_operation(count, form):
+    """In float32, bit for bit: which of several best priors a small box gets is mmdet's choice."""
+    valid = np.random.default_rng(0).random(len(ANCHORS)) < 0.9
+
+    # With LLVM's optimizations, as users have them.
+    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 3})
+    def assign(boxes, labels):
+        return max_iou_assign(ANCHORS, boxes, labels, valid).gt_inds
+
+    images = [*difficult_boxes(count)]
+    for boxes, labels in images:
+        expected = arrays_max_iou(ANCHORS, boxes, labels, valid)
+        np.testing.assert_array_equal(assign(boxes, labels), expected)
 
 
 PRIORS = np.array([[0, 0, 10, 10], [0, 0, 10, 8], [0, 0, 5, 2]], np.float32)

@@ -5,20 +5,24 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from visdet_jax.boxes.distances import bbox2distance
-from visdet_jax.boxes.formats import convert_boxes
-from visdet_jax.boxes.overlap import overlaps
+from visdet_jax.boxes._pairs import columns
 from visdet_jax.core.dtypes import as_dtype
 from visdet_jax.core.hyperparameters import Count
 from visdet_jax.core.jitted import jitted
 from visdet_jax.detectors.assigners.assigner import (
-    EPS,
     Assignment,
+    Best,
     IoUAssigner,
+    Last,
+    Rules,
     assignment,
+    iou_with_all,
+    k_least,
+    no_box_yet,
     prepare_inputs,
-    unassigned,
+    product,
     visit_boxes,
 )
 from visdet_jax.detectors.registry import TASK_UTILS
@@ -63,46 +67,50 @@ def atss_assign(
     if sum(level_sizes) != len(priors):
         raise ValueError(f"level_sizes {level_sizes} do not add up to {len(priors)} priors")
     dtype = priors.dtype
-    centers = convert_boxes(priors)[:, :2]
+    centers = _center(priors)
     margin = as_dtype(dtype, 0.01)
+    ends = np.cumsum(level_sizes).tolist()
+    levels = [slice(end - size, end) for end, size in zip(ends, level_sizes, strict=True) if size]
 
-    def visit(state: Any, number: jax.Array, box: jax.Array, exists: jax.Array) -> Any:
-        largest, box_of_largest = state
-        iou = overlaps(box[None], priors, "iou", EPS)
-        x, y = (centers - convert_boxes(box)[None, :2]).T
-        distance = jnp.where(valid, jnp.sqrt(x**2 + y**2), jnp.inf)
-        candidate = _nearest(distance, level_sizes, topk)
+    def compute(box: jax.Array, exists: jax.Array, among: slice) -> Any:
+        x, y = (center[among] for center in centers)
+        dx, dy = (a - b[None] for a, b in zip((x, y), _center(box), strict=True))
+        distance = jnp.where(valid[among], jnp.sqrt(product(dx, dx) + product(dy, dy)), jnp.inf)
+        x1, y1, x2, y2 = (side[None] for side in columns(box))
+        sides = jnp.minimum(jnp.minimum(x - x1, y - y1), jnp.minimum(x2 - x, y2 - y))
+        return distance, iou_with_all(box, priors[among]), exists & (sides > margin)
+
+    def measure(numbers: Any) -> Any:
+        nearest = k_least(lambda *which: numbers(*which)[:2], levels, topk)
+        distance, iou = (jnp.concatenate(x) for x in list(zip(*nearest, strict=True))[:2])
+        candidate = jnp.isfinite(distance)
         count = candidate.sum().astype(dtype)
         mean = jnp.where(candidate, iou, 0).sum() / jnp.maximum(count, 1)
         squares = jnp.where(candidate, (iou - mean) ** 2, 0).sum()
         deviation = jnp.sqrt(squares / jnp.maximum(count - 1, 1))
-        inside = bbox2distance(centers, box[None]).min(-1) > margin
-        positive = candidate & (iou >= mean + deviation) & (count > 1) & inside & exists
-        larger = positive & (iou > largest)
-        return jnp.where(larger, iou, largest), jnp.where(larger, number, box_of_largest)
+        return [x.last for x in nearest], jnp.where(count > 1, mean + deviation, jnp.inf)
 
-    start = unassigned(valid, gt_labels, dtype)
-    largest, gt_inds = visit_boxes(visit, start, gt_boxes, gt_labels)
+    def visit(best: Best, number: jax.Array, x: Any, found: Any) -> Best:
+        (distance, iou, inside), (lasts, threshold) = x, found
+        index = jnp.arange(len(priors), dtype=jnp.int32)
+        of_level = lasts[-1]
+        for level, last in reversed(list(zip(levels[:-1], lasts[:-1], strict=True))):
+            here = index < level.stop
+            of_level = Last(*(jnp.where(here, *x) for x in zip(last, of_level, strict=True)))
+        candidate = of_level.includes(distance, index) & jnp.isfinite(distance)
+        positive = candidate & inside & (iou >= threshold)
+        return best.or_box(number, jnp.where(positive, iou, -1))
+
+    rules, start = Rules(compute, measure, visit), no_box_yet(valid, gt_labels, dtype)
+    largest, gt_inds = visit_boxes(rules, start, gt_boxes, gt_labels)
     background = jnp.where((gt_labels >= 0).any(), as_dtype(dtype, -1e8), 0)
     return assignment(gt_inds, jnp.where(gt_inds > 0, largest, background), gt_labels, valid)
 
 
-def _nearest(distance: jax.Array, level_sizes: tuple[int, ...], topk: int) -> jax.Array:
-    """Which priors (N,) are among the `topk` of their level at the least, finite distance."""
-    nearest, start = [], 0
-    for size in level_sizes:
-        level, start = distance[start : start + size], start + size
-        if size:
-            negated, index = jax.lax.top_k(-level, min(topk, size))
-            # Keep this `min`. The last of top_k's results is the least of them too, but where it
-            # is sliced off, XLA:CPU sorts the whole level in place of searching for the largest:
-            # 100 times slower for 17 000 priors, and the assigner 14 times (jax 0.10.2).
-            farthest = -negated.min()
-            # Of priors at that same distance top_k takes those of the lowest index.
-            last_index = jnp.where(negated == -farthest, index, -1).max()
-            number = jnp.arange(size, dtype=index.dtype)
-            nearest.append((level < farthest) | ((level == farthest) & (number <= last_index)))
-    return jnp.concatenate(nearest) & jnp.isfinite(distance)
+def _center(boxes: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """x and y of the centres of boxes (..., 4), in columns: an array of both would be a kernel."""
+    x1, y1, x2, y2 = columns(boxes)
+    return (x1 + x2) / 2, (y1 + y2) / 2
 
 
 @TASK_UTILS.register_module()

@@ -5,13 +5,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from visdet_jax.boxes.distances import bbox2distance
+from visdet_jax.boxes._pairs import columns
 from visdet_jax.boxes.formats import convert_boxes
 from visdet_jax.core.checks import check_array
 from visdet_jax.core.dtypes import as_dtype
 from visdet_jax.core.hyperparameters import Positive
 from visdet_jax.core.jitted import jitted
-from visdet_jax.detectors.assigners.assigner import Assignment, assignment, prepare_inputs
+from visdet_jax.detectors.assigners.assigner import (
+    Assignment,
+    Best,
+    Rules,
+    assignment,
+    no_box_yet,
+    prepare_inputs,
+    product,
+    visit_boxes,
+)
 
 
 @jitted
@@ -50,30 +59,33 @@ def fcos_assign(
     Source: Tian et al. 2019, https://arxiv.org/abs/1904.01355; mmdet's `FCOSHead`.
     """
     points, gt_boxes, gt_labels, valid = prepare_inputs(points, gt_boxes, gt_labels, name="points")
-    exists = gt_labels >= 0
     count, dtype = len(points), points.dtype
     strides = _of_each_point("strides", strides, (count,), dtype)
-    ranges = _of_each_point("regress_ranges", regress_ranges, (count, 2), dtype)
-    distances = bbox2distance(points[None], gt_boxes[:, None])  # (G, N, 4)
-    if center_sampling:
-        reach = (strides * as_dtype(dtype, center_sample_radius))[None]
-        x, y, *_ = (column[:, None] for column in convert_boxes(gt_boxes).T)
-        x1, y1, x2, y2 = (column[:, None] for column in gt_boxes.T)
-        low, high = jnp.maximum, jnp.minimum
-        middle = (low(x - reach, x1), low(y - reach, y1), high(x + reach, x2), high(y + reach, y2))
-        distances_to_region = bbox2distance(points[None], jnp.stack(middle, axis=-1))
-    else:
-        distances_to_region = distances
-    inside = distances_to_region.min(-1) > 0
-    farthest = distances.max(-1)
-    of_size = (ranges[None, :, 0] <= farthest) & (farthest <= ranges[None, :, 1])
-    candidate = inside & of_size & exists[:, None]
+    low, high = columns(_of_each_point("regress_ranges", regress_ranges, (count, 2), dtype))
+    reach = strides * as_dtype(dtype, center_sample_radius)
+    x, y = columns(points)
+    least, largest = jnp.minimum, jnp.maximum
 
-    x1, y1, x2, y2 = gt_boxes.T
-    areas = jnp.where(candidate, ((x2 - x1) * (y2 - y1))[:, None], jnp.inf)
-    found = candidate.any(0)
-    gt_inds = jnp.where(found, 1 + areas.argmin(0).astype(jnp.int32), 0)
-    return assignment(gt_inds, found.astype(dtype), gt_labels, valid)
+    def compute(box: jax.Array, exists: jax.Array, _: slice) -> jax.Array:
+        """Minus the area of the box, minus infinity for points that it is not for."""
+        x1, y1, x2, y2 = (side[None] for side in columns(box))
+        left, top, right, bottom = x - x1, y - y1, x2 - x, y2 - y
+        farthest = largest(largest(left, right), largest(top, bottom))
+        if center_sampling:
+            center_x, center_y = (side[None] for side in columns(convert_boxes(box))[:2])
+            left, top = x - largest(center_x - reach, x1), y - largest(center_y - reach, y1)
+            right, bottom = least(center_x + reach, x2) - x, least(center_y + reach, y2) - y
+        inside = least(least(left, right), least(top, bottom)) > 0
+        candidate = inside & (low <= farthest) & (farthest <= high) & exists
+        return jnp.where(candidate, -product(x2 - x1, y2 - y1), -jnp.inf)
+
+    def visit(best: Best, number: jax.Array, score: jax.Array, _: None) -> Best:
+        return best.or_box(number, score)
+
+    start = no_box_yet(valid, gt_labels, dtype, score=-jnp.inf)
+    rules = Rules(compute, lambda _: None, visit)
+    _, gt_inds = visit_boxes(rules, start, gt_boxes, gt_labels)
+    return assignment(gt_inds, (gt_inds > 0).astype(dtype), gt_labels, valid)
 
 
 def _of_each_point(name: str, x: Any, shape: tuple[int, ...], dtype: Any) -> jax.Array:

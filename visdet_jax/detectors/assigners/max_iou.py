@@ -6,18 +6,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from visdet_jax.boxes.overlap import overlaps
 from visdet_jax.core.dtypes import as_dtype
 from visdet_jax.core.hyperparameters import Fraction, Number
 from visdet_jax.core.jitted import errors_named, jitted
 from visdet_jax.detectors.assigners.assigner import (
-    EPS,
     IGNORED,
     Assignment,
     IoUAssigner,
+    Rules,
     assignment,
+    iou_with_all,
+    no_box_yet,
     prepare_inputs,
-    unassigned,
     visit_boxes,
 )
 from visdet_jax.detectors.registry import TASK_UTILS
@@ -74,20 +74,23 @@ def max_iou_assign(
     low, high = _background_interval(neg_iou_thr)
     low, high, positive, least = as_dtype(dtype, low, high, pos_iou_thr, min_pos_iou)
 
-    def visit(state: Any, number: jax.Array, box: jax.Array, exists: jax.Array) -> Any:
-        largest, box_of_largest, box_of_low_quality = state
-        iou = jnp.where(valid & exists, overlaps(box[None], priors, "iou", EPS), -1)
-        larger = iou > largest
-        largest = jnp.where(larger, iou, largest)
-        box_of_largest = jnp.where(larger, number, box_of_largest)
-        top = iou.max()
-        takes = iou == top if gt_max_assign_all else jnp.arange(iou.size) == iou.argmax()
-        takes &= (top >= 0) & (top >= least)
-        return largest, box_of_largest, jnp.where(takes, number, box_of_low_quality)
+    def compute(box: jax.Array, exists: jax.Array, among: slice) -> jax.Array:
+        return jnp.where(valid[among] & exists, iou_with_all(box, priors[among]), -1)
 
-    start, no_box = unassigned(valid, gt_labels, dtype)
-    state = (start, no_box, no_box)
-    largest, box_of_largest, box_of_low_quality = visit_boxes(visit, state, gt_boxes, gt_labels)
+    def measure(numbers: Any) -> Any:
+        iou = numbers(slice(None))
+        return iou.max(), None if gt_max_assign_all else iou.argmax()
+
+    def visit(state: Any, number: jax.Array, iou: jax.Array, found: Any) -> Any:
+        (best, box_of_low_quality), (top, first) = state, found
+        takes = iou == top if first is None else jnp.arange(len(iou)) == first
+        takes &= (top >= 0) & (top >= least)
+        return best.or_box(number, iou), jnp.where(takes, number, box_of_low_quality)
+
+    start = no_box_yet(valid, gt_labels, dtype)
+    rules = Rules(compute, measure, visit)
+    state = visit_boxes(rules, (start, start.numbers), gt_boxes, gt_labels)
+    (largest, box_of_largest), box_of_low_quality = state
     largest = jnp.where(any_box, largest, 0)
     gt_inds = jnp.where((largest >= low) & (largest < high), 0, IGNORED)
     gt_inds = jnp.where((largest >= positive) & any_box, box_of_largest, gt_inds)
