@@ -29,8 +29,6 @@ FREE = {
     "partition-id",
     "replica-id",
     "iota",
-    "async-done",
-    "copy-done",
     "opt-barrier",
 }
 
@@ -96,7 +94,7 @@ def _traffic(name: str, computations: dict[str, list[str]]) -> Traffic:
             continue
         result, shape, operation, rest = found.groups()
         sizes[result] = array_bytes(shape)
-        if operation in FREE:
+        if operation in FREE or operation.endswith("-done"):
             continue
         if operation == "while":
             trips = re.search(r'known_trip_count"?:\{"?n"?:"?(\d+)', rest)
@@ -110,11 +108,27 @@ def _traffic(name: str, computations: dict[str, list[str]]) -> Traffic:
             total += max(each, default=Traffic())
         elif operation == "call" and _called("to_apply", rest) in computations:
             total += _traffic(_called("to_apply", rest), computations)
+        elif operation in ("copy-start", "slice-start"):
+            total += Traffic(_prefetched(shape), 1)
         else:
             operands = re.findall(r"%([\w.\-]+)", rest.split("), ")[0])
-            moved = sizes[result] + sum(sizes.get(operand, 0) for operand in operands)
+            moved = sizes[result]
+            if not operation.endswith("-start"):  # The result of such a one has the operands in it.
+                moved += sum(sizes.get(operand, 0) for operand in operands)
             total += Traffic(moved, 1)
     return total
+
+
+def _prefetched(shape: str) -> int:
+    """What is moved by a copy that runs beside the kernels, of an array or of a slice of it.
+
+    Its result is a tuple of source, destination and a context. The smaller of the two is moved,
+    once where one end is a TPU's vector memory.
+    """
+    arrays = [array for array in _ARRAY.findall(shape) if array[1]]
+    ends = 1 if any("S(1)" in layout for _, _, layout in arrays) else 2
+    sizes = [array_bytes(f"{dtype}[{numbers}]") for dtype, numbers, _ in arrays]
+    return ends * min(sizes, default=0)
 
 
 def _called(attribute: str, rest: str) -> str:

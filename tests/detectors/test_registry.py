@@ -213,7 +213,7 @@ def test_mmdets_configs(name):
     if "detr" in name:  # It takes the best queries, and has no settings of its own.
         assert tested == head
     else:
-        assert tested.test_cfg == TestConfig(min_bbox_size=0)
+        assert tested.test_cfg == TestConfig(score_thr=0.05, min_bbox_size=0)
 
 
 @pytest.mark.parametrize("name", WITH_STRIDES)

@@ -65,7 +65,7 @@ class TestConfig(FrozenModule):
     needs_no_type: ClassVar[bool] = True
     __test__: ClassVar[bool] = False  # It is no test of pytest's.
 
-    score_thr: Finite = 0.05
+    score_thr: Finite = 0.0
     nms_pre: int = 1000
     min_bbox_size: Finite = -1
     nms: Suppression | None = NMS(iou_threshold=0.5)

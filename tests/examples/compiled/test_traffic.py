@@ -67,6 +67,29 @@ def test_vector_memory_of_a_tpu_does_not_count():
     assert read_traffic(FUSION).bytes - read_traffic(near).bytes == 16 * 4
 
 
+def test_a_prefetch_into_vector_memory_moves_its_slice_once():
+    text = """
+ENTRY %main (x: f32[8,16]) -> f32[2,16] {
+  %x = f32[8,16]{1,0} parameter(0)
+  %start = ((f32[8,16]{1,0}), f32[2,16]{1,0:S(1)}, s32[]{:S(2)}) slice-start(%x), slice={[0:2]}
+  %done = f32[2,16]{1,0:S(1)} slice-done(%start)
+  ROOT %r = f32[2,16]{1,0} fusion(%done), kind=kLoop, calls=%f
+}
+"""
+    piece = 2 * 16 * 4
+    assert read_traffic(text) == Traffic(bytes=2 * piece, kernels=2)
+    copied = (
+        text.replace(
+            "((f32[8,16]{1,0}), f32[2,16]{1,0:S(1)}, s32[]{:S(2)}) slice-start",
+            ("(f32[8,16]{1,0}, f32[8,16]{1,0}, u32[]{:S(2)}) copy-start"),
+        )
+        .replace("slice-done", "copy-done")
+        .replace("f32[2,16]{1,0:S(1)} copy", "f32[8,16]{1,0} copy")
+    )
+    whole = 8 * 16 * 4
+    assert read_traffic(copied) == Traffic(bytes=2 * whole + whole + piece, kernels=2)
+
+
 def test_of_a_conditional_the_dearest_branch_counts():
     text = """
 %small (p: f32[4]) -> f32[4] {

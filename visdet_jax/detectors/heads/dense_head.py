@@ -40,7 +40,7 @@ class DenseHead(Head):
       test_cfg: Which predictions `detect` makes detections.
     """
 
-    test_cfg: TestConfig = TestConfig()
+    test_cfg: TestConfig = TestConfig(score_thr=0.05)
 
     # What users call.
 

@@ -69,7 +69,7 @@ class StandardRoIHead(WithLosses):
     pos_weight: Finite = -1
     mask_size: int | tuple[int, ...] = 28
     soft_mask_target: bool = False
-    test_cfg: TestConfig = TestConfig()
+    test_cfg: TestConfig = TestConfig(score_thr=0.05)
 
     @compiled
     def sample(
