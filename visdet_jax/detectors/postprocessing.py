@@ -87,9 +87,8 @@ class TestConfig(FrozenModule):
 
 @dataclass(frozen=True, kw_only=True)
 class ProposalConfig(TestConfig):
-    """`TestConfig` for proposals of a first stage, which leaves none out for its score."""
+    """`TestConfig` with the defaults of a first stage's proposals."""
 
-    score_thr: Finite = 0.0
     nms: Suppression | None = NMS(iou_threshold=0.7)
     min_bbox_size: Finite = 0
     max_per_img: Count = 1000

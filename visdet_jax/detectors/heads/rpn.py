@@ -14,7 +14,7 @@ from visdet_jax.detectors.assigners.assigner import IGNORED
 from visdet_jax.detectors.heads.anchor_head import AnchorHead, count_positives
 from visdet_jax.detectors.heads.criterion import Criterion
 from visdet_jax.detectors.heads.head import compiled, without_state
-from visdet_jax.detectors.postprocessing import NMS, TestConfig
+from visdet_jax.detectors.postprocessing import ProposalConfig
 from visdet_jax.detectors.priors import AnchorGenerator
 from visdet_jax.detectors.registry import HEADS
 from visdet_jax.detectors.samplers.pseudo import PseudoSampler
@@ -47,6 +47,20 @@ class RPNHead(AnchorHead):
       sampler: Takes a fixed number of the anchors, at random with a key.
       test_cfg: Which boxes `detect` makes proposals: those of the second stage in evaluation.
       rpn_proposal: Which boxes `proposals` makes proposals: those of the second stage in training,
+        as in mmdet's `train_cfg.rpn_proposal`. None takes `test_cfg`.
+
+    Source: Ren et al. 2015, https://arxiv.org/abs/1506.01497; mmdet's `RPNHead`
+    """
+
+    takes_samplers: ClassVar[bool] = True
+
+    num_classes: Count = 1
+    anchor_generator: AnchorGenerator = AnchorGenerator(
+        scales=(8,), ratios=(0.5, 1.0, 2.0), strides=(4, 8, 16, 32, 64)
+    )
+    loss_bbox: Loss = L1Loss()
+    test_cfg: ProposalConfig = ProposalConfig()
+    rpn_proposal: ProposalConfig | None = None
         as in mmdet's `train_cfg.rpn_proposal`. None takes `test_cfg`.
 
     Source: Ren et al. 2015, https://arxiv.org/abs/1506.01497; mmdet's `RPNHead`
