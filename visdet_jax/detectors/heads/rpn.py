@@ -61,20 +61,6 @@ class RPNHead(AnchorHead):
     loss_bbox: Loss = L1Loss()
     test_cfg: ProposalConfig = ProposalConfig()
     rpn_proposal: ProposalConfig | None = None
-        as in mmdet's `train_cfg.rpn_proposal`. None takes `test_cfg`.
-
-    Source: Ren et al. 2015, https://arxiv.org/abs/1506.01497; mmdet's `RPNHead`
-    """
-
-    takes_samplers: ClassVar[bool] = True
-
-    num_classes: Count = 1
-    anchor_generator: AnchorGenerator = AnchorGenerator(
-        scales=(8,), ratios=(0.5, 1.0, 2.0), strides=(4, 8, 16, 32, 64)
-    )
-    loss_bbox: Loss = L1Loss()
-    test_cfg: TestConfig = TestConfig(nms=NMS(iou_threshold=0.7), min_bbox_size=0, max_per_img=1000)
-    rpn_proposal: TestConfig | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
