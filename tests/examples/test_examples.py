@@ -9,7 +9,9 @@ import head_cost
 import lookup
 import matching
 import mmdet_configs
+import two_stage_cost
 import vmap_losses
+from cases import as_long
 from visdet_jax import FocalLoss, GIoULoss
 
 pytestmark = pytest.mark.example
@@ -78,6 +80,17 @@ def test_head_cost(capsys):
     assert row["priors"] == 238
     assert all(value > 0 for value in row.values())
     assert "238" in head_cost.format_table({"FCOS": row})
+
+
+@pytest.mark.parametrize(
+    "step", [*map(as_long, two_stage_cost.STEPS[:3]), *two_stage_cost.STEPS[3:4]]
+)
+def test_two_stage_cost(step, capsys):
+    (row,) = two_stage_cost.main(
+        ["--step", step, "--quick", "--batch", "1", "--boxes", "3", "--repeats", "1"]
+    ).values()
+    assert set(row) == set(two_stage_cost.COLUMNS)
+    assert step in two_stage_cost.format_table({step: row})
 
 
 @pytest.mark.long
