@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cases import few
+from cases import as_long, few
 from head_cases import (
     FEW,
     IMAGE,
@@ -290,3 +290,75 @@ def test_what_a_subclass_must_define():
         with pytest.raises(NotImplementedError, match="Bare must define"):
             call()
     assert not issubclass(Bare, AnchorHead)
+
+
+# Detections.
+
+
+def detections_by_hand(head, outputs, config):
+    """mmdet's steps in NumPy: candidates of each level, boxes, one class after the other."""
+    found = head.decode(outputs, (32, 48))
+    all_boxes, factors = np.asarray(found.boxes), np.ones(found.scores.shape[:2])
+    if outputs.centernesses is not None:
+        factors = sigmoid(rows_of(outputs.centernesses, 1))[..., 0]
+    scores = sigmoid(rows_of(outputs.cls_scores, head.num_classes))
+    ends = np.cumsum(head.grid(((4, 6), (2, 3)), np.float32).level_sizes)
+    images = []
+    for i in range(2):
+        candidates = []
+        for start, end in zip([0, *ends[:-1]], ends, strict=True):
+            pairs = [
+                (scores[i, prior, label], prior, label)
+                for prior in range(start, end)
+                for label in range(head.num_classes)
+                if scores[i, prior, label] > config.score_thr
+            ]
+            candidates += sorted(pairs, reverse=True)[: config.nms_pre]
+        candidates = [
+            (score * factors[i, prior], prior, label) for score, prior, label in candidates
+        ]
+        kept = []
+        for score, prior, label in sorted(candidates, reverse=True):
+            x1, y1, x2, y2 = all_boxes[i, prior]
+            if min(x2 - x1, y2 - y1) <= config.min_bbox_size:
+                continue
+            same = [box for _, box, other in kept if other == label or config.nms.class_agnostic]
+            overlaps = [iou(all_boxes[i, prior], all_boxes[i, box]) for box in same]
+            if all(overlap <= config.nms.iou_threshold for overlap in overlaps):
+                kept.append((score, prior, label))
+        images.append(kept[: config.max_per_img])
+    return images, all_boxes
+
+
+def iou(a, b):
+    width, height = np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])
+    overlap = max(width, 0) * max(height, 0)
+    areas = [(x[2] - x[0]) * (x[3] - x[1]) for x in (a, b)]
+    return overlap / max(sum(areas) - overlap, 1e-6)
+
+
+@pytest.mark.parametrize("class_agnostic", [False, as_long(True)])
+@pytest.mark.parametrize("name", few([n for n in ROWS if "RPN" not in n], FEW))
+def test_detect(name, class_agnostic):
+    config = {
+        "score_thr": 0.4,
+        "nms_pre": 20,
+        "min_bbox_size": 4,
+        "nms": {"type": "nms", "iou_threshold": 0.3, "class_agnostic": class_agnostic},
+        "max_per_img": 9,
+    }
+    head = ROWS[name].head(test_cfg=config)
+    outputs = outputs_for(head, seed=3)
+    found = head.detect(outputs, (32, 48))
+    expected, boxes = detections_by_hand(head, outputs, head.test_cfg)
+    assert found.boxes.shape == (2, 9, 4)
+    for i, kept in enumerate(expected):
+        count = len(kept)
+        assert count
+        np.testing.assert_array_equal(found.exists[i], np.arange(9) < count)
+        scores, priors, labels = map(np.array, zip(*kept, strict=True))
+        np.testing.assert_array_equal(found.indices[i, :count], priors)
+        np.testing.assert_array_equal(found.labels[i], [*labels, *[-1] * (9 - count)])
+        np.testing.assert_allclose(found.scores[i, :count], scores, rtol=1e-5)
+        np.testing.assert_allclose(found.boxes[i, :count], boxes[i, priors], rtol=1e-4, atol=1e-4)
+        assert not np.any(found.boxes[i, count:])
