@@ -37,9 +37,9 @@ Crop = tuple[int, int, int, int]  # x1, y1, x2, y2
 
 def draw_losses(path: Path, history: dict[str, list[float]]) -> None:
     """Draw a panel for each loss over the steps: the value of each step, and a running mean."""
-    columns = min(len(history), MAX_COLUMNS)
-    rows = math.ceil(len(history) / columns)
-    size = (12, 4.2 if columns < MAX_COLUMNS else 3.8 * rows)
+    rows = math.ceil(len(history) / MAX_COLUMNS)
+    columns = math.ceil(len(history) / rows)
+    size = (12, (4.2 if columns < MAX_COLUMNS else 3.8) * rows)
     figure, panels = plt.subplots(
         rows, columns, figsize=size, dpi=100, layout="constrained", squeeze=False
     )
