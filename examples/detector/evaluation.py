@@ -100,7 +100,8 @@ def format_table(runs: dict[str, dict[str, Any]]) -> str:
         for name, row in metrics["validation"].items()
     ]
     width = max(len(name) for name in ("validated on", *(name for _, name, _, _ in rows)))
-    header = f"detector   {'validated on':<{width}}  images  boxes"
+    first = max(len(name) for name in ("detector", *runs))
+    header = f"{'detector':<{first}}  {'validated on':<{width}}  images  boxes"
     header += "".join(f"{m:>7}" for m in METRICS) + "  seconds"
     lines = [header, "-" * len(header)]
     for detector, name, row, seconds in rows:
@@ -109,7 +110,7 @@ def format_table(runs: dict[str, dict[str, Any]]) -> str:
             for metric in METRICS
         )
         lines.append(
-            f"{detector:<9}  {name:<{width}}  {row['images']:>6}  {row['boxes']:>5}{values}"
+            f"{detector:<{first}}  {name:<{width}}  {row['images']:>6}  {row['boxes']:>5}{values}"
             f"{seconds:9.0f}"
         )
     return "\n".join(lines)

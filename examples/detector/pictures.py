@@ -22,7 +22,7 @@ BLUE, ORANGE, GREEN = "#0072B2", "#E69F00", "#009E73"
 SKY, VERMILION, PURPLE = "#56B4E9", "#D55E00", "#CC79A7"
 TRUTH: dict[str, Any] = {"fill": False, "edgecolor": SKY, "linestyle": "--", "linewidth": 1.8}
 DETECTION: dict[str, Any] = {"fill": False, "edgecolor": VERMILION, "linewidth": 1.6}
-MASK: dict[str, Any] = {"facecolor": ORANGE, "edgecolor": "none", "alpha": 0.75}
+MASK: dict[str, Any] = {"facecolor": (*to_rgb(GREEN), 0.4), "edgecolor": GREEN, "linewidth": 1.2}
 MAX_COLUMNS = 3  # of losses
 MAX_PANELS = 8  # images of one run
 MAX_SIDE = 640  # pixels; of a larger image the middle is shown
@@ -37,9 +37,9 @@ Crop = tuple[int, int, int, int]  # x1, y1, x2, y2
 
 def draw_losses(path: Path, history: dict[str, list[float]]) -> None:
     """Draw a panel for each loss over the steps: the value of each step, and a running mean."""
-    columns = min(len(history), MAX_COLUMNS)
-    rows = math.ceil(len(history) / columns)
-    size = (12, 4.2 if columns < MAX_COLUMNS else 3.8 * rows)
+    rows = math.ceil(len(history) / MAX_COLUMNS)
+    columns = math.ceil(len(history) / rows)
+    size = (12, (4.2 if columns < MAX_COLUMNS else 3.8) * rows)
     figure, panels = plt.subplots(
         rows, columns, figsize=size, dpi=100, layout="constrained", squeeze=False
     )
@@ -209,11 +209,14 @@ def _draw_image(
 
 
 def _draw_mask(axis: Axes, mask: np.ndarray) -> None:
-    """Colour the pixels of a mask (H, W)."""
-    colored = np.empty((*mask.shape, 4))
-    colored[..., :3] = to_rgb(MASK["facecolor"])
-    colored[..., 3] = MASK["alpha"] * mask
-    axis.imshow(colored)
+    """Colour the pixels of a mask (H, W), which stay visible, and draw its outline."""
+    axis.imshow(mask[..., None] * np.array(MASK["facecolor"]))
+    if mask.any():  # Of nothing, contour would warn.
+        # Padded, or there would be no line where the mask touches the image's border.
+        padded, (rows, columns) = np.pad(mask, 1), (np.arange(-1, side + 1) for side in mask.shape)
+        axis.contour(
+            columns, rows, padded, [0.5], colors=MASK["edgecolor"], linewidths=MASK["linewidth"]
+        )
 
 
 def _middle(shape: tuple[int, ...], max_side: int) -> Crop:

@@ -71,7 +71,7 @@ class Trainer:
             # compile.
             return make_network(heads, rngs=nnx.Rngs(jax.random.key(seed, impl="rbg")))
 
-        self.make_model, self.key = make_model, jax.random.key(seed)
+        self.make_model, self.seed = make_model, seed
         abstract = nnx.eval_shape(make_model)
         self.graphdef, self.loss_names = nnx.graphdef(abstract), abstract.loss_names
         # All batches have one shape, so this is compiled once.
@@ -99,7 +99,7 @@ class Trainer:
         """The state after a step on a batch."""
 
         def total_loss(params: nnx.State) -> tuple[jax.Array, jax.Array]:
-            key = jax.random.fold_in(self.key, state["step"])
+            key = jax.random.fold_in(jax.random.key(self.seed), state["step"])
             losses = nnx.merge(self.graphdef, params).losses(batch, key)
             return sum(losses.values()), jnp.stack([losses[name] for name in self.loss_names])
 
