@@ -83,7 +83,9 @@ def prepare_inputs(
     if valid.shape != priors.shape[:1]:
         raise ValueError(f"valid must have shape {priors.shape[:1]}, got {valid.shape}")
     gt_boxes, gt_labels = without_padding(gt_boxes, gt_labels, dtype)
-    return jnp.asarray(priors).astype(dtype), gt_boxes, gt_labels, jnp.asarray(valid).astype(bool)
+    # What is assigned has no gradient, and not all of what it is made of can have one.
+    priors, gt_boxes = jax.lax.stop_gradient((jnp.asarray(priors).astype(dtype), gt_boxes))
+    return priors, gt_boxes, gt_labels, jnp.asarray(valid).astype(bool)
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,9 @@ class LimitedSampler(Sampler):
         if self.neg_pos_ub >= 0:
             # In Python's floats, as mmdet: 100 · 0.29 is 28.999 in float64, and 29 in float32.
             limits = [int(self.neg_pos_ub * max(n, 1)) for n in range(most + 1)]
-            rest = jnp.minimum(rest, jnp.asarray(limits, rest.dtype)[count])
+            own = jnp.arange(most + 1, dtype=count.dtype) == count
+            # No gather, which JAX does not take where the images lie on an explicit mesh.
+            rest = jnp.minimum(rest, jnp.where(own, jnp.asarray(limits, rest.dtype), 0).sum())
         negative = self.pick_negatives(keys[1], gt_inds, overlaps, losses, rest)
         chosen = jnp.where(negative, NEGATIVE, NOT_CHOSEN)
         return jnp.where(positive, POSITIVE, chosen).astype(jnp.int8)
