@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from visdet_jax.boxes import KeptDetections, paste_masks, roi_align
+from visdet_jax.boxes import KeptDetections, roi_align
 from visdet_jax.detectors import RoIOutputs, RPNHead, StandardRoIHead
 
 from .heads import Heads, with_slots
@@ -117,19 +117,7 @@ class TwoStageDetector(nnx.Module):
         if self.mask_branch is None:
             return found, None
         logits = self.mask_logits(levels, found.boxes)
-        # Of each detection the mask of its class.
-        own = jnp.arange(logits.shape[-1]) == found.labels[..., None, None, None]
-        masks = jax.nn.sigmoid(jnp.where(own, logits, 0).sum(axis=-1))
-        paste = jax.vmap(
-            lambda masks, found: paste_masks(
-                masks,
-                found.boxes,
-                found.exists,
-                roi.test_cfg.mask_thr_binary,
-                image_shape=images.shape[1:3],
-            )
-        )
-        return found, paste(masks, found)
+        return found, roi.paste_masks(logits, found, image_shape=images.shape[1:3])
 
     def mask_logits(self, levels: list[jax.Array], boxes: jax.Array) -> jax.Array:
         """The logits (B, S, m, m, C) of the masks in boxes (B, S, 4)."""

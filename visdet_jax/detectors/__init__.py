@@ -1,5 +1,6 @@
 """From a network's raw outputs and padded ground truth to the losses of a whole detector."""
 
+from visdet_jax.boxes.nms import KeptDetections as KeptDetections
 from visdet_jax.detectors.assigners.assigner import Assigner as Assigner
 from visdet_jax.detectors.assigners.assigner import Assignment as Assignment
 from visdet_jax.detectors.assigners.atss import ATSSAssigner as ATSSAssigner

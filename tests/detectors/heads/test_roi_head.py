@@ -14,8 +14,8 @@ from jax.sharding import PartitionSpec as P
 
 from programs import temporary_bytes
 from visdet_jax import checked
-from visdet_jax.boxes import KeptDetections
 from visdet_jax.detectors import (
+    KeptDetections,
     Proposals,
     RoIOutputs,
     StandardRoIHead,
@@ -481,6 +481,38 @@ def test_neither_the_boxes_nor_the_bitmaps_of_all_regions_are_in_memory_at_once(
     outputs = outputs_for(head, samples)
     needed = temporary_bytes(head.loss, outputs, samples, masks)
     assert needed < SLOTS * size * size * 4
+
+
+# Evaluation.
+
+
+def test_masks_are_pasted_into_the_image():
+    head = roi_head(test_cfg={"score_thr": 0.0, "max_per_img": 5, "mask_thr_binary": 0.5})
+    proposals, *_ = proposals_and_truth()
+    shape = proposals.boxes.shape[:2]
+    rng = np.random.default_rng(0)
+    outputs = RoIOutputs(
+        rng.normal(size=(*shape, CLASSES + 1)).astype(np.float32),
+        rng.normal(size=(*shape, CLASSES * 4)).astype(np.float32),
+    )
+    found = head.detect(outputs, proposals, np.tile([HEIGHT, WIDTH], (BATCH, 1)))
+    # The mask of a detection's own class is full, those of the others are empty.
+    own = np.asarray(found.labels)[..., None] == np.arange(CLASSES)
+    logits = np.where(own[:, :, None, None], 9.0, -9.0).astype(np.float32)
+    logits = np.broadcast_to(logits, (BATCH, 5, MASK, MASK, CLASSES))
+    bitmaps = np.asarray(head.paste_masks(logits, found, image_shape=(HEIGHT, WIDTH)))
+    assert bitmaps.shape == (BATCH, 5, HEIGHT, WIDTH)
+    y, x = np.mgrid[:HEIGHT, :WIDTH] + 0.5
+    for i, j in np.ndindex(BATCH, 5):
+        x1, y1, x2, y2 = np.asarray(found.boxes[i, j])
+        inside = (x > x1 + 1) & (x < x2 - 1) & (y > y1 + 1) & (y < y2 - 1)
+        outside = (x < x1 - 1) | (x > x2 + 1) | (y < y1 - 1) | (y > y2 + 1)
+        assert bitmaps[i, j][inside].all() == bool(found.exists[i, j]) or not inside.any()
+        assert not bitmaps[i, j][outside].any()
+    with pytest.raises(ValueError, match="StandardRoIHead: mask_preds must have shape"):
+        head.paste_masks(logits[:, :3], found, image_shape=(HEIGHT, WIDTH))
+    with pytest.raises(ValueError, match="this head has no mask_head"):
+        roi_head(mask_head=None).paste_masks(logits, found, image_shape=(HEIGHT, WIDTH))
 
 
 # What does not fit.

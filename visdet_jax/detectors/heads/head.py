@@ -33,15 +33,15 @@ _SHAPES = ("image_shapes", "pad_shapes")
 def compiled(method: Callable[Concatenate[H, P], R]) -> Callable[Concatenate[H, P], R]:
     """Decorator that jits a method of a head and puts the head's name in front of its errors.
 
-    `self` and `axis_name` are static, all other arguments are traced. Lists and tuples of numbers
-    for `image_shapes` and `pad_shapes` are made arrays first: the jit would take each of their
-    numbers for an array of its own.
+    `self`, `axis_name` and `image_shape` are static, all other arguments are traced. Lists and
+    tuples of numbers for `image_shapes` and `pad_shapes` are made arrays first: the jit would take
+    each of their numbers for an array of its own.
 
     A head has no hash while one of its hyperparameters is being traced. Its methods then run
     without a jit of their own, inside the jit or vmap that traces.
     """
     signature = inspect.signature(method)
-    static = [name for name in ("self", "axis_name") if name in signature.parameters]
+    static = [name for name in ("self", "axis_name", "image_shape") if name in signature.parameters]
     jitted = jax.jit(method, static_argnames=static)
 
     @functools.wraps(method)

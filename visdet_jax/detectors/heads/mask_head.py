@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from visdet_jax.boxes.masks import crop_masks
+from visdet_jax.boxes.masks import crop_masks, paste_masks
+from visdet_jax.boxes.nms import KeptDetections
 from visdet_jax.core.checks import check_array
-from visdet_jax.core.hyperparameters import Count
+from visdet_jax.core.hyperparameters import Count, Number
 from visdet_jax.detectors.heads.criterion import avg_factor_of_device
 from visdet_jax.detectors.heads.head import WithLosses
 from visdet_jax.detectors.registry import BRANCHES
@@ -64,6 +65,31 @@ class FCNMaskHead(WithLosses):
         gt_inds = samples.targets.gt_inds[:, :slots]
         masks: jax.Array = crop(gt_masks, samples.boxes[:, :slots], gt_inds)
         return masks
+
+    def paste(
+        self,
+        mask_preds: jax.Array,
+        found: KeptDetections,
+        threshold: Number,
+        image_shape: tuple[int, int],
+    ) -> jax.Array:
+        """The bitmaps (B, K, H, W) of detections, of logits (B, K, h, w, channels)."""
+        check_array("mask_preds", mask_preds)
+        if mask_preds.ndim != 5 or mask_preds.shape[:2] != found.labels.shape:
+            raise ValueError(
+                f"mask_preds must have shape {(*found.labels.shape, 'h', 'w', self.channels)}, one "
+                f"for each slot of the detections, got {mask_preds.shape}"
+            )
+        labels = jnp.zeros_like(found.labels) if self.class_agnostic else found.labels
+        channels = jnp.arange(self.channels, dtype=labels.dtype)
+        own = labels[..., None] == channels[None, None]
+        logits = jnp.where(own[:, :, None, None], mask_preds, 0).sum(axis=-1)
+
+        def image(masks: jax.Array, boxes: jax.Array, exists: jax.Array) -> jax.Array:
+            return paste_masks(masks, boxes, exists, threshold, image_shape=image_shape)
+
+        bitmaps: jax.Array = jax.vmap(image)(jax.nn.sigmoid(logits), found.boxes, found.exists)
+        return bitmaps
 
     def update(
         self,

@@ -266,6 +266,28 @@ class StandardRoIHead(WithLosses):
         size, slots = self._mask_shape(), self.mask_slots(samples)
         return self.mask_head.targets(samples, gt_masks, size, self.soft_mask_target, slots)
 
+    @compiled
+    def paste_masks(
+        self, mask_preds: jax.Array, found: KeptDetections, *, image_shape: tuple[int, int]
+    ) -> jax.Array:
+        """The bitmaps of detections, for evaluation: of each the mask of its class.
+
+        A pixel belongs to a mask where its probability is at least the `mask_thr_binary` of
+        `test_cfg`.
+
+        Args:
+          mask_preds: Logits (B, K, h, w, C or 1), which the network gives for the boxes that
+            `detect` found.
+          found: From `detect`.
+          image_shape: (H, W) of the bitmaps in pixels. It is static: each one compiles anew.
+
+        Returns: (B, K, H, W) bool, empty in slots without a detection.
+        """
+        if self.mask_head is None:
+            raise ValueError("this head has no mask_head")
+        threshold = self.test_cfg.mask_thr_binary
+        return self.mask_head.paste(mask_preds, found, threshold, image_shape)
+
     def mask_slots(self, samples: Samples) -> int:
         """The number M of slots that may hold a positive, of which the network predicts masks."""
         return min(self.sampler.positive_slots(samples.boxes.shape[1]), samples.boxes.shape[1])
