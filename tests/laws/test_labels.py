@@ -101,15 +101,27 @@ def is_jaxpr(x):
     return hasattr(x, "eqns")
 
 
-def computed_with(jaxpr):
-    """The operations that compute with narrow integers, or make them."""
+def computed_with(jaxpr, of_floats=()):
+    """The operations that compute with narrow integers, or make them.
+
+    Those that are made of floats or of bools, such as places among bins, are no labels:
+    `of_floats` are the inputs that are such, and what is computed from them is found on the way.
+    """
+    of_floats = set(of_floats)
     for operation in jaxpr.eqns:
         parameters = jax.tree.leaves([*operation.params.values()], is_leaf=is_jaxpr)
         inner = [part for part in parameters if is_jaxpr(part)]
         for part in inner:
-            yield from computed_with(part)
+            pairs = zip(part.invars[::-1], operation.invars[::-1], strict=False)
+            yield from computed_with(part, [own for own, x in pairs if is_of_floats(x, of_floats)])
         given = [x for x in operation.invars if is_narrow(x)]
         name = operation.primitive.name
+        is_float = not any(jnp.issubdtype(x.aval.dtype, jnp.integer) for x in operation.invars)
+        if (name == "convert_element_type" and is_float) or (
+            given and all(is_of_floats(x, of_floats) for x in given)
+        ):
+            of_floats |= {x for x in operation.outvars if is_narrow(x)}
+            continue
         widens = name == "convert_element_type" and not is_narrow(operation.outvars[0])
         # Labels may be compared with each other; a number may not be one of their type.
         compares = name in ("eq", "ne") and not any(hasattr(x, "val") for x in given)
@@ -117,6 +129,11 @@ def computed_with(jaxpr):
             yield name
         if not given and not inner and any(map(is_narrow, operation.outvars)):
             yield name
+
+
+def is_of_floats(x, of_floats):
+    """Whether it is a number, or a variable among those."""
+    return hasattr(x, "val") or x in of_floats
 
 
 def assert_widened(loss, *arguments):
