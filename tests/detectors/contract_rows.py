@@ -374,14 +374,16 @@ ROWS: dict[str, list[Row]] = {
 
 
 def rows_where(condition: Callable[[Row], bool] = lambda row: True) -> list[Any]:
-    """pytest's parameters (name, row) for the rows of a condition."""
+    """pytest's parameters (name, row) for the rows of a condition; all but the first are `long`."""
 
     def row_id(name: str, row: Row, number: int) -> str:
         settings = [f"{key}={value}" for key, value in row.config.items()]
         return "-".join([name, *settings[-1:]]) if number else name
 
     return [
-        pytest.param(name, row, id=row_id(name, row, number))
+        pytest.param(
+            name, row, id=row_id(name, row, number), marks=pytest.mark.long if number else ()
+        )
         for name, rows in ROWS.items()
         for number, row in enumerate(rows)
         if condition(row)

@@ -140,7 +140,9 @@ def sharded(batch, mesh):
     return jax.tree.map(put, batch.arguments)
 
 
-@pytest.mark.parametrize("devices", [2, 4], ids="{} for the classes".format)
+@pytest.mark.parametrize(
+    "devices", [2, pytest.param(4, marks=pytest.mark.long)], ids="{} for the classes".format
+)
 @pytest.mark.parametrize(("name", "config", "batch"), ROWS_OF_TABLE)
 def test_value_and_gradient_of_one_device(name, config, batch, devices):
     both = jax.jit(functools.partial(value_and_gradient, build_loss({"type": name, **config})))
