@@ -97,6 +97,7 @@ STEPS = ("RPN's loss", "proposals", "samples", "boxes' loss", "boxes' and masks'
 def measure(name: str, batch: int, scale: float, boxes: int, repeats: int) -> dict[str, float]:
     """One row of the table."""
     function, arguments = steps(batch, scale, boxes, name)[name]
+    jax.clear_caches()  # What was compiled to make the arguments counts too.
     started = time.perf_counter()
     program = jax.jit(function).lower(*arguments).compile()
     compile_seconds = time.perf_counter() - started
