@@ -35,6 +35,7 @@ from compiled.targets import TARGETS, Target, sharding_on
 from compiled.traffic import read_traffic
 from head_cost import HEADS, make_batch
 from peers import CASES
+from two_stage_cost import STEPS, steps
 from visdet_jax.detectors import build_head
 
 BATCH, BOXES = 16, 100
@@ -139,6 +140,24 @@ def head_rows(sharding: Any, only: str, scale: float) -> Iterator[dict[str, floa
         }
 
 
+def two_stage_rows(sharding: Any, only: str, scale: float) -> Iterator[dict[str, float | str]]:
+    """A row for each step of Mask R-CNN's losses on a batch of COCO's size."""
+    for name in STEPS:
+        if only not in name:
+            continue
+        function, arguments = steps(BATCH, scale, BOXES, name)[name]
+        figures = compile_for(function, arguments, sharding)
+        yield {
+            "step": name,
+            "arguments MiB": size(arguments) / 2**20,
+            "moved GB": figures.moved / 1e9,
+            "kernels": figures.kernels,
+            "scratch MiB": figures.scratch / 2**20,
+            "compile s": figures.compile_seconds,
+            "loops without count": figures.loops_without_count,
+        }
+
+
 def _total(head: Any, outputs: Any, boxes: Any, labels: Any, shapes: Any) -> jax.Array:
     return sum(head.loss(outputs, boxes, labels, shapes, shapes).values())
 
@@ -194,7 +213,9 @@ def main(argv: list[str] | None = None) -> dict[str, list[dict[str, float | str]
     if not given.heads:
         tables["losses"] = list(loss_rows(target, sharding, given.only, scale))
     if not given.losses:
-        tables["heads"] = list(head_rows(sharding, given.only, 0.1 if given.quick else 1.0))
+        scale = 0.1 if given.quick else 1.0
+        tables["heads"] = list(head_rows(sharding, given.only, scale))
+        tables["two stages"] = list(two_stage_rows(sharding, given.only, scale))
     for rows in filter(None, tables.values()):
         print(format_table(rows, given.markdown), flush=True)
     return tables

@@ -18,6 +18,7 @@ from visdet_jax.detectors import (
     MaxIoUAssigner,
     RetinaHead,
     TestConfig,
+    build_detector,
     build_head,
 )
 
@@ -488,3 +489,12 @@ def test_an_error_in_a_nested_config_names_its_place():
     config = {**RETINA, "bbox_coder": {"type": "DeltaXYWHBBoxCoder", "stds": [1, 1, 1, 1]}}
     with pytest.raises(ValueError, match="RetinaHead: bbox_coder: DeltaXYWHBBoxCoder has no key"):
         build_head(config, RETINA_TRAIN)
+
+
+def test_a_list_of_heads_is_a_tuple_of_them():
+    """As the models have that train several heads at once, each with its part of train_cfg."""
+    name = "retinanet/retinanet_r50_fpn_1x_coco"
+    atss, atss_train = MMDET["atss/atss_r50_fpn_1x_coco"]
+    model = {"bbox_head": [RETINA, atss], "train_cfg": [RETINA_TRAIN, atss_train]}
+    built = build_detector(model)["bbox_head"]
+    assert built == (build_head(*MMDET[name]), build_head(atss, atss_train))

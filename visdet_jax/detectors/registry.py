@@ -124,7 +124,8 @@ def build_detector(model: Any) -> dict[str, Any]:
       model: The `model` dict of a config of mmdet or visdet, or anything else with `keys()` and
         `[]`.
 
-    Returns: the heads by name: `bbox_head`; or `rpn_head`, `roi_head`.
+    Returns: the heads by name: `bbox_head`; or `rpn_head`, `roi_head`. A tuple of heads where the
+      config has a list.
     Raises: TypeError for what is no config; ValueError for a model without a head, and for heads
       that do not build: the error says for each of them why.
     """
@@ -151,7 +152,7 @@ def build_detector(model: Any) -> dict[str, Any]:
         try:
             if name == "rpn_head":
                 config = _first_stage(config, _part(training, "rpn_proposal"))
-            heads[name] = build_head(config, train_cfg, test_cfg)
+            heads[name] = _build(config, train_cfg, test_cfg)
         except (TypeError, ValueError) as error:
             problems.append(f"{name}: {error}")
     if problems:
@@ -171,6 +172,17 @@ def _first_stage(config: Any, proposals: Any) -> Any:
         cls = HEADS.find(config["type"], config.pop("_scope_", None))
         config["type"] = HEADS[own] if (own := getattr(cls, "rpn_head", None)) else cls
     return config
+
+
+def _build(config: Any, train_cfg: Any, test_cfg: Any) -> Any:
+    """A head, or for a list of configs a tuple of heads, each with its entry of the other lists."""
+    if not isinstance(config, list | tuple):
+        return build_head(config, train_cfg, test_cfg)
+
+    def of(settings: Any, number: int) -> Any:
+        return settings[number] if isinstance(settings, list | tuple) else settings
+
+    return tuple(build_head(x, of(train_cfg, i), of(test_cfg, i)) for i, x in enumerate(config))
 
 
 def _part(config: Any, name: str) -> Any:
