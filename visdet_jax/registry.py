@@ -134,8 +134,7 @@ class Registry(Mapping[str, type]):
             raise TypeError(
                 f"A {self.kind} is built from a config such as dict(type=...), got {config!r}"
             )
-        keys = config.keys()  # no iteration over the config itself is asked for
-        settings = {key: config[key] for key in keys}
+        settings = as_dict(config)
         if "type" not in settings:
             raise ValueError(f"The config of a {self.kind} needs a key 'type', got {settings}")
         cls = self.find(settings.pop("type"), settings.pop("_scope_", None))
@@ -187,10 +186,8 @@ class Registry(Mapping[str, type]):
             classes = [k for k in union_members(kind) if isinstance(k, type)]
             for base, registry in self.parts.items():
                 if any(issubclass(cls, base) for cls in classes):
-                    keys = value.keys()
-                    if "type" not in keys and getattr(classes[0], "needs_no_type", False):
-                        # The configs' `test_cfg` has no type.
-                        value = {"type": classes[0], **{key: value[key] for key in keys}}
+                    if getattr(classes[0], "needs_no_type", False):  # Of a config's `test_cfg`.
+                        value = {"type": classes[0]} | as_dict(value)
                     try:
                         return registry.build(value)
                     except (TypeError, ValueError) as error:
@@ -205,6 +202,11 @@ class Registry(Mapping[str, type]):
 def is_config(value: Any) -> bool:
     """Whether `value` can be read as a dict: ml_collections' and OmegaConf's are none."""
     return hasattr(value, "keys") and hasattr(value, "__getitem__")
+
+
+def as_dict(config: Any) -> dict[str, Any]:
+    """A config's keys and values, through `keys()` and `[]` alone: it need not be iterable."""
+    return {key: config[key] for key in config.keys()}  # noqa: SIM118
 
 
 def _explain_loss(name: str) -> str:

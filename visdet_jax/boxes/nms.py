@@ -11,7 +11,7 @@ from visdet_jax.core.checks import as_labels, check_array
 from visdet_jax.core.devices import replicated
 from visdet_jax.core.dtypes import as_dtype, compute_dtype
 from visdet_jax.core.export import exportable
-from visdet_jax.core.hyperparameters import Count, Finite, Fraction
+from visdet_jax.core.hyperparameters import Count, Finite, Fraction, Number
 from visdet_jax.core.jitted import jitted
 
 # How many boxes are looked at together. 8 819 boxes into 1 000 slots take 4 to 5 ms on one CPU core
@@ -76,9 +76,7 @@ def nms(
     """
     boxes, scores, valid = _prepare(boxes, scores, valid)
     groups = jnp.zeros(scores.shape, jnp.int32)
-    order, total = _sorted(scores, valid)
-    fetch: Fetch = lambda index: (boxes[index], groups[index])  # noqa: E731
-    return _keep(fetch, order, total, as_dtype(boxes.dtype, iou_threshold), max_out)
+    return _keep_boxes(boxes, scores, groups, iou_threshold, valid, max_out)
 
 
 @jitted(static=("max_out",))
@@ -118,9 +116,7 @@ def batched_nms(
     boxes, scores, valid = _prepare(boxes, scores, valid)
     groups = as_labels("groups", groups, scores.shape)
     groups = jnp.zeros_like(groups) if class_agnostic else replicated(groups)
-    order, total = _sorted(scores, valid)
-    fetch: Fetch = lambda index: (boxes[index], groups[index])  # noqa: E731
-    return _keep(fetch, order, total, as_dtype(boxes.dtype, iou_threshold), max_out)
+    return _keep_boxes(boxes, scores, groups, iou_threshold, valid, max_out)
 
 
 @jitted(static=("max_per_img", "max_candidates"))
@@ -199,12 +195,19 @@ def multiclass_nms(
         return KeptDetections(no_boxes, nothing, kept.indices - 1, *kept)
     index, label = kept.indices // classes, kept.indices % classes
     found = boxes[index, label if per_box > 1 else jnp.zeros_like(label)]
+    return in_slots(kept.exists, found, scores[index, label], label, index)
+
+
+def in_slots(
+    exists: jax.Array, boxes: jax.Array, scores: jax.Array, labels: jax.Array, indices: jax.Array
+) -> KeptDetections:
+    """The detections of S slots, with what slots that hold none should hold."""
     return KeptDetections(
-        boxes=jnp.where(kept.exists[:, None], found, 0),
-        scores=jnp.where(kept.exists, scores[index, label], 0),
-        labels=jnp.where(kept.exists, label, -1),
-        indices=index,
-        exists=kept.exists,
+        boxes=jnp.where(exists[:, None], boxes, 0),
+        scores=jnp.where(exists, scores, 0),
+        labels=jnp.where(exists, labels, -1),
+        indices=jnp.where(exists, indices, 0),
+        exists=exists,
     )
 
 
@@ -255,6 +258,23 @@ class _Slots(NamedTuple):
     indices: jax.Array  # (S,)
     boxes: jax.Array  # (S, 4)
     groups: jax.Array  # (S,)
+
+
+def _keep_boxes(
+    boxes: jax.Array,
+    scores: jax.Array,
+    groups: jax.Array,
+    iou_threshold: Number,
+    valid: jax.Array,
+    slots: int,
+) -> Kept:
+    """Greedy suppression of boxes (N, 4) by others of their group."""
+
+    def fetch(index: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return boxes[index], groups[index]
+
+    order, total = _sorted(scores, valid)
+    return _keep(fetch, order, total, as_dtype(boxes.dtype, iou_threshold), slots)
 
 
 def _keep(

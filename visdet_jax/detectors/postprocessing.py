@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from visdet_jax.core.frozen import FrozenModule
-from visdet_jax.core.hyperparameters import Count, Finite, Fraction, Number, Positive
+from visdet_jax.core.hyperparameters import Count, Finite, Fraction, Positive
 from visdet_jax.detectors.registry import TASK_UTILS
 
 
@@ -73,16 +73,16 @@ class TestConfig(FrozenModule):
     nms_post: int = -1
     mask_thr_binary: Fraction = 0.5
 
-    def iou_threshold(self) -> Number | None:
-        """The threshold of the suppression; None where there is none.
+    def suppression(self) -> NMS:
+        """How duplicates are suppressed; above an IoU of 1, which no box has, where none are.
 
         Raises: ValueError for a suppression that is not here.
         """
         if self.nms is None:
-            return None
+            return NMS(iou_threshold=1.0)
         if not isinstance(self.nms, NMS):
             raise self.value_error(f"{self.nms!r} is not here: detect takes dict(type='nms')")
-        return self.nms.iou_threshold
+        return self.nms
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from typing import Any
 from visdet_jax.core.fields import field_types
 from visdet_jax.core.frozen import FrozenModule
 from visdet_jax.losses.loss import Loss
-from visdet_jax.registry import LOSSES, Registry, is_config
+from visdet_jax.registry import LOSSES, Registry, as_dict, is_config
 
 # Keys of a head's config that are about the network before the losses. They have no effect.
 NETWORK_KEYS = (
@@ -79,8 +79,7 @@ def build_head(bbox_head: Any, train_cfg: Any = None, test_cfg: Any = None) -> A
     """
     if not is_config(bbox_head):
         return HEADS.build(bbox_head)
-    # Through keys() alone: a config need not be iterable.
-    settings = {key: bbox_head[key] for key in bbox_head.keys()}  # noqa: SIM118
+    settings = as_dict(bbox_head)
     own = settings.pop("train_cfg", None)
     training = own if train_cfg is None else train_cfg
     if "type" not in settings:
@@ -91,11 +90,11 @@ def build_head(bbox_head: Any, train_cfg: Any = None, test_cfg: Any = None) -> A
     if from_mmdet := getattr(cls, "from_mmdet", None):
         return HEADS.build(from_mmdet(settings, training))
     if training is not None and "assigner" in field_types(cls):
-        for key in training.keys():  # noqa: SIM118
+        for key, value in as_dict(training).items():
             if key in settings:
                 raise ValueError(f"{key} stands in the head's config and in its train_cfg")
             if key != "debug":
-                settings[key] = training[key]
+                settings[key] = value
     return HEADS.build(settings)
 
 
@@ -165,7 +164,7 @@ def _first_stage(config: Any, proposals: Any) -> Any:
 
     The head of a detector with one stage gives way to its own form as a first stage.
     """
-    config = {key: config[key] for key in config.keys()}  # noqa: SIM118
+    config = as_dict(config)
     if proposals is not None:
         config["rpn_proposal"] = proposals
     if "type" in config:

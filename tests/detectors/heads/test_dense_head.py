@@ -362,3 +362,16 @@ def test_detect(name, class_agnostic):
         np.testing.assert_allclose(found.scores[i, :count], scores, rtol=1e-5)
         np.testing.assert_allclose(found.boxes[i, :count], boxes[i, priors], rtol=1e-4, atol=1e-4)
         assert not np.any(found.boxes[i, count:])
+
+
+@pytest.mark.parametrize("name", ["RPNHead", as_long("FCOSRPNHead")])
+def test_no_gradient_goes_through_proposals(name):
+    head = ROWS[name].head(rpn_proposal={"nms_pre": 20, "max_per_img": 5})
+    outputs = outputs_for(head)
+    assert head.proposals(outputs).exists.any()
+
+    def coordinates(outputs):
+        found = head.proposals(outputs)
+        return found.boxes.sum() + found.scores.sum()
+
+    assert not any(map(np.any, jax.tree.leaves(jax.grad(coordinates)(outputs))))

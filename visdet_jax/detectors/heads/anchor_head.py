@@ -18,7 +18,6 @@ from visdet_jax.detectors.priors import AnchorGenerator, Grid, Sizes, inside_fla
 from visdet_jax.detectors.samplers.pseudo import PseudoSampler
 from visdet_jax.detectors.samplers.sampler import Sampler
 from visdet_jax.detectors.structures import HeadTargets, Rows
-from visdet_jax.losses.boxes._box_loss import BoxLoss
 from visdet_jax.losses.classification.cross_entropy import CrossEntropyLoss
 from visdet_jax.losses.loss import Loss
 from visdet_jax.losses.regression.smooth_l1 import SmoothL1Loss
@@ -82,7 +81,7 @@ class AnchorHead(DenseHead):
         pad_shape: jax.Array,
     ) -> HeadTargets:
         anchors = jnp.asarray(grid.priors)
-        border, pos_weight = as_dtype(anchors.dtype, self.allowed_border, self.pos_weight)
+        border = as_dtype(anchors.dtype, self.allowed_border)
         inside = (border < 0) | inside_flags(anchors, image_shape, border)
         found = self.assigner.assign(
             anchors,
@@ -96,10 +95,9 @@ class AnchorHead(DenseHead):
         centerness = None
         if "centernesses" in self.channels:
             centerness = centerness_target(bbox2distance(convert_boxes(anchors)[:, :2], boxes))
-        targets = self.make_targets(found.gt_inds, found.labels, learnt, centerness)
-        of_positives = jnp.where(pos_weight > 0, pos_weight, 1)
-        weights = jnp.where(targets.bbox_weights > 0, of_positives, targets.label_weights)
-        return targets._replace(label_weights=weights)
+        return self.make_targets(
+            found.gt_inds, found.labels, learnt, centerness, pos_weight=self.pos_weight
+        )
 
     def compute(self, criterion: Criterion, rows: Rows) -> None:
         targets, count = rows.targets, self.count(criterion, rows.targets)
@@ -116,11 +114,6 @@ class AnchorHead(DenseHead):
 
     def boxes(self, grid: Grid, bbox_preds: jax.Array, image_shapes: Any) -> jax.Array:
         return self.bbox_coder.decode(jnp.asarray(grid.priors[None]), bbox_preds, image_shapes)
-
-    def _raise_for_losses_of_boxes(self) -> None:
-        """Raises a ValueError where `loss_bbox` needs boxes and would get deltas."""
-        if isinstance(self.loss_bbox, BoxLoss) and not self.reg_decoded_bbox:
-            raise self.value_error(f"{self.loss_bbox!r} needs boxes: set reg_decoded_bbox=True")
 
     def _raise_unless_decoded(self) -> None:
         """Raises a ValueError where `loss_bbox` would not get boxes."""

@@ -24,7 +24,6 @@ from visdet_jax.detectors.structures import (
     Samples,
     States,
 )
-from visdet_jax.losses.boxes._box_loss import BoxLoss
 from visdet_jax.losses.classification.accuracy import masked_accuracy
 from visdet_jax.losses.classification.cross_entropy import CrossEntropyLoss
 from visdet_jax.losses.classification.eqlv2 import EQLV2Loss
@@ -61,8 +60,7 @@ class BBoxHead(Head):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.loss_bbox, BoxLoss) and not self.reg_decoded_bbox:
-            raise self.value_error(f"{self.loss_bbox!r} needs boxes: set reg_decoded_bbox=True")
+        self.raise_for_losses_of_boxes(self.reg_decoded_bbox)
 
     # What a RoI head calls.
 
@@ -116,16 +114,16 @@ class BBoxHead(Head):
 
     def detect(self, found: Detections, exists: jax.Array, config: TestConfig) -> KeptDetections:
         """The detections (B, S, ...) without duplicates, as `config` says, of what was decoded."""
-        threshold = config.iou_threshold()
+        suppression = config.suppression()
         suppress = jax.vmap(
             lambda boxes, scores, exists: multiclass_nms(
                 boxes,
                 scores,
                 config.score_thr,
-                1.0 if threshold is None else threshold,
+                suppression.iou_threshold,
                 exists,
                 max_per_img=config.max_per_img,
-                class_agnostic=getattr(config.nms, "class_agnostic", False),
+                class_agnostic=suppression.class_agnostic,
             )
         )
         kept: KeptDetections = suppress(found.boxes, found.scores, exists)

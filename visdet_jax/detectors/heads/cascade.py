@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import jax
-import jax.numpy as jnp
 
 from visdet_jax.boxes.nms import KeptDetections
 from visdet_jax.core.hyperparameters import Range
 from visdet_jax.core.rules import Expected
-from visdet_jax.detectors.heads.head import WithLosses, compiled, without_state
-from visdet_jax.detectors.heads.roi_head import StandardRoIHead, checked_proposals
+from visdet_jax.detectors.heads.head import WithLosses, compiled, described_by, without_state
+from visdet_jax.detectors.heads.roi_head import StandardRoIHead, without_empty
 from visdet_jax.detectors.registry import HEADS
 from visdet_jax.detectors.structures import (
     AxisName,
@@ -25,7 +24,7 @@ from visdet_jax.detectors.structures import (
     Shapes,
     States,
 )
-from visdet_jax.registry import is_config
+from visdet_jax.registry import as_dict, is_config
 
 # Its config holds its stages' configs.
 HEADS.parts = {StandardRoIHead: HEADS, **HEADS.parts}
@@ -92,8 +91,8 @@ class CascadeRoIHead(WithLosses):
         stages = []
         for number in range(count):
             stage = {name: values[number] for name, values in parts.items()}
-            training = stage.pop("train_cfg") or {}
-            learnt = {key: training[key] for key in training.keys() if key != "debug"}  # noqa: SIM118
+            learnt = as_dict(stage.pop("train_cfg") or {})
+            learnt.pop("debug", None)
             present = {name: value for name, value in stage.items() if value is not None}
             stages.append(shared | present | learnt)
         return settings | {"stages": stages}
@@ -101,6 +100,7 @@ class CascadeRoIHead(WithLosses):
     def init(self) -> States:
         return {f"s{number}": stage.init() for number, stage in enumerate(self.stages)}
 
+    @described_by(StandardRoIHead.update)
     @compiled
     def update(
         self,
@@ -114,14 +114,8 @@ class CascadeRoIHead(WithLosses):
         """The losses of all stages by name, each a scalar, and the next state.
 
         Args:
-          state: From `init` or the last `update`; see `StatefulLoss`.
           outputs: What the network gave for the boxes of each stage's samples; see `RoIOutputs`.
           samples: Of each stage, from `StandardRoIHead.sample`.
-          gt_masks: (B, G, H, W) the bitmaps of the ground truth, 0 and 1 of any type, for stages
-            with a `mask_head`.
-          axis_name: The mesh axis, or axes, over which the batch is spread inside `shard_map` or
-            `vmap(axis_name=...)`. The mean of the devices' losses is then the loss of the whole
-            batch.
 
         Returns: (losses, next state).
         Raises: ValueError, TypeError for shapes and types that do not fit.
@@ -162,8 +156,7 @@ class CascadeRoIHead(WithLosses):
           proposal, and which slots hold one.
         """
         self._raise_unless_one_a_stage("outputs", outputs)
-        boxes, exists = checked_proposals(proposals)
-        boxes = jnp.where(exists[..., None], boxes, 0)
+        boxes, exists = without_empty(proposals)
         found = [
             stage.bbox_head.decode(x, boxes, image_shapes)
             for stage, x in zip(self.stages, outputs, strict=True)

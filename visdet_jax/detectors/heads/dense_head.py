@@ -3,13 +3,13 @@
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from visdet_jax.boxes.nms import KeptDetections, batched_nms
+from visdet_jax.boxes.nms import KeptDetections, batched_nms, in_slots
 from visdet_jax.core.checks import check_array
 from visdet_jax.core.dtypes import as_dtype, compute_dtype
 from visdet_jax.core.hyperparameters import Number
@@ -41,6 +41,9 @@ class DenseHead(Head):
     """
 
     test_cfg: TestConfig = TestConfig(score_thr=0.05)
+
+    # Whether detections suppress each other level by level and by no score, as in mmdet's RPN.
+    suppresses_by_level: ClassVar[bool] = False
 
     # What users call.
 
@@ -159,6 +162,7 @@ class DenseHead(Head):
         Of each level the best `nms_pre` pairs of a prior and a class whose score is above
         `score_thr` are candidates. Their boxes are decoded and clipped; what is left after
         non-maximum suppression class by class, the best first, fills `max_per_img` slots.
+        `RPNHead` reads no `score_thr`, and suppresses level by level.
 
         Args:
           outputs, image_shapes: See `decode`.
@@ -167,7 +171,7 @@ class DenseHead(Head):
           prior, and which slots hold one.
         Raises: as `decode`; ValueError for a suppression other than dict(type="nms").
         """
-        return self._detect(outputs, image_shapes, self.test_cfg, by_level=False)
+        return self.detect_by(outputs, image_shapes, self.test_cfg)
 
     # What a subclass defines.
 
@@ -232,17 +236,18 @@ class DenseHead(Head):
 
     # The rest.
 
-    def _detect(
-        self, outputs: HeadOutputs, image_shapes: Any, config: TestConfig, by_level: bool
+    def detect_by(
+        self, outputs: HeadOutputs, image_shapes: Any, config: TestConfig
     ) -> KeptDetections:
-        """See `detect`. Duplicates are suppressed class by class, or level by level."""
+        """`detect` by another config."""
         self._check_outputs(outputs)
-        grid, maps, threshold = self._grid(outputs), self._maps(outputs), config.iou_threshold()
+        grid, maps, suppression = self._grid(outputs), self._maps(outputs), config.suppression()
+        by_level = self.suppresses_by_level
         dtype, batch = grid.priors.dtype, outputs.cls_scores[0].shape[0]
         if image_shapes is not None:
             image_shapes = jnp.broadcast_to(jnp.asarray(image_shapes).astype(dtype), (batch, 2))
         classes = self.num_classes
-        score_thr = -np.inf if by_level else config.score_thr  # mmdet's RPN reads none.
+        score_thr = -np.inf if by_level else config.score_thr
         least, min_size = as_dtype(dtype, score_thr, config.min_bbox_size)
         starts = np.cumsum((0, *grid.level_sizes))
 
@@ -278,19 +283,13 @@ class DenseHead(Head):
                 boxes,
                 scores,
                 levels if by_level else labels,
-                1.0 if threshold is None else threshold,
+                suppression.iou_threshold,
                 exists,
                 max_out=config.max_per_img,
-                class_agnostic=not by_level and getattr(config.nms, "class_agnostic", False),
+                class_agnostic=suppression.class_agnostic and not by_level,
             )
-            row = kept.exists[:, None]
-            return KeptDetections(
-                boxes=jnp.where(row, boxes[kept.indices], 0),
-                scores=jnp.where(kept.exists, scores[kept.indices], 0),
-                labels=jnp.where(kept.exists, labels[kept.indices], -1),
-                indices=jnp.where(kept.exists, places[kept.indices], 0),
-                exists=kept.exists,
-            )
+            slots = (x[kept.indices] for x in (boxes, scores, labels, places))
+            return in_slots(kept.exists, *slots)
 
         return jax.vmap(image)(maps, image_shapes)
 

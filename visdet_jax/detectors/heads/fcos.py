@@ -8,14 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from visdet_jax.boxes.distances import centerness_target
-from visdet_jax.boxes.nms import KeptDetections
 from visdet_jax.core.hyperparameters import Count, Range
 from visdet_jax.detectors.assigners.assigner import pick
 from visdet_jax.detectors.assigners.fcos import fcos_assign
 from visdet_jax.detectors.coders import DistancePointBBoxCoder
 from visdet_jax.detectors.heads.criterion import Criterion
 from visdet_jax.detectors.heads.dense_head import DenseHead
-from visdet_jax.detectors.heads.head import compiled
+from visdet_jax.detectors.heads.first_stage import FirstStage
 from visdet_jax.detectors.postprocessing import ProposalConfig
 from visdet_jax.detectors.priors import Grid, MlvlPointGenerator, Sizes
 from visdet_jax.detectors.registry import HEADS
@@ -25,7 +24,6 @@ from visdet_jax.detectors.structures import (
     HeadTargets,
     Losses,
     Rows,
-    Shapes,
     States,
 )
 from visdet_jax.losses.boxes.iou import IoULoss
@@ -152,59 +150,21 @@ class NASFCOSHead(FCOSHead):
 
 @HEADS.register_module()
 @dataclass(frozen=True, kw_only=True)
-class FCOSRPNHead(FCOSHead):
+class FCOSRPNHead(FCOSHead, FirstStage):
     """`FCOSHead` as the first stage of Faster R-CNN: an `rpn_head` of type FCOSHead in mmdet.
 
     All ground truth is of one class, whatever its labels. The losses are `FCOSHead`'s by the names
     `rpn_loss_cls`, `rpn_loss_bbox` and `rpn_loss_centerness`. Proposals suppress each other across
     the levels, unlike `RPNHead`'s.
 
-    Args:
-      num_classes: Must be 1.
-      test_cfg: Which boxes `detect` makes proposals: those of the second stage in evaluation.
-      rpn_proposal: Which boxes `proposals` makes proposals: those of the second stage in training,
-        as in mmdet's `train_cfg.rpn_proposal`. None takes `test_cfg`.
-
     Source: mmdet's `TwoStageDetector` with an `FCOSHead`
     """
 
     num_classes: Count = 1
     test_cfg: ProposalConfig = ProposalConfig()
-    rpn_proposal: ProposalConfig | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.num_classes != 1:
-            raise self.value_error(f"num_classes must be 1, got {self.num_classes}")
 
     def losses_of(
         self, state: States, outputs: HeadOutputs, targets: HeadTargets, axis_name: AxisName
     ) -> tuple[Losses, States]:
         losses, state = super().losses_of(state, outputs, targets, axis_name)
         return {f"rpn_{name}": value for name, value in losses.items()}, state
-
-    def ground_truth(
-        self, gt_boxes: Any, gt_labels: Any, batch: int, dtype: Any
-    ) -> tuple[jax.Array, jax.Array]:
-        boxes, labels = super().ground_truth(gt_boxes, gt_labels, batch, dtype)
-        return boxes, jnp.minimum(labels, 0)
-
-    @property
-    def last_label(self) -> int:
-        return np.iinfo(np.int32).max  # Objects of every class are of one class here.
-
-    @compiled
-    def proposals(self, outputs: HeadOutputs, image_shapes: Shapes | None = None) -> KeptDetections:
-        """The boxes that the second stage is trained on, as `rpn_proposal` says.
-
-        As `detect`, which goes by `test_cfg`. No gradient flows through it.
-
-        Args:
-          outputs, image_shapes: See `detect`.
-
-        Returns: (B, P, ...) the boxes and their scores in their slots, the index of each one's
-          point, and which slots hold one.
-        """
-        config = self.test_cfg if self.rpn_proposal is None else self.rpn_proposal
-        found = self._detect(outputs, image_shapes, config, by_level=False)
-        return jax.lax.stop_gradient(found)

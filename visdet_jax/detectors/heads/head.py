@@ -14,12 +14,14 @@ from visdet_jax.boxes.overlap import overlaps
 from visdet_jax.core.checks import as_labels, check_array
 from visdet_jax.core.devices import reduce_sum, sharded_as
 from visdet_jax.core.docstrings import with_arguments
+from visdet_jax.core.dtypes import as_dtype
 from visdet_jax.core.frozen import FrozenModule
-from visdet_jax.core.hyperparameters import Count
+from visdet_jax.core.hyperparameters import Count, Number
 from visdet_jax.core.jitted import errors_named
 from visdet_jax.core.rules import BOXES, FINITE, Expected, Rule
 from visdet_jax.detectors.assigners.assigner import EPS, without_padding
 from visdet_jax.detectors.structures import Detections, HeadTargets, Losses, States
+from visdet_jax.losses.boxes._box_loss import BoxLoss
 from visdet_jax.losses.loss import Loss
 
 H = TypeVar("H", bound="WithLosses")
@@ -56,6 +58,17 @@ def compiled(method: Callable[Concatenate[H, P], R]) -> Callable[Concatenate[H, 
             return result
 
     return call
+
+
+def described_by(*sources: Callable[..., Any]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Decorator of a method some of whose arguments are described where others have them too."""
+
+    def describe(method: Callable[P, R]) -> Callable[P, R]:
+        names = inspect.signature(method).parameters
+        method.__doc__ = with_arguments(method.__doc__, names, [x.__doc__ or "" for x in sources])
+        return method
+
+    return describe
 
 
 def _has_hash(head: Any) -> bool:
@@ -246,6 +259,7 @@ class Head(WithLosses):
         labels: jax.Array,
         boxes: jax.Array,
         centerness: jax.Array | None = None,
+        pos_weight: Number = 1,
     ) -> HeadTargets:
         """The targets of priors or queries: background, of weight 1, where they have no box.
 
@@ -254,16 +268,24 @@ class Head(WithLosses):
           labels: Of the box that `gt_inds` calls; anything where it calls none. So are the others.
           boxes: (..., 4), in the form that the head learns.
           centerness: For heads that have one.
+          pos_weight: Weight of positives in the class loss; any number that is not above 0 means 1.
         """
         positive = gt_inds > 0
+        pos_weight = as_dtype(boxes.dtype, pos_weight)
+        of_positives = jnp.where(pos_weight > 0, pos_weight, 1)
         return HeadTargets(
             gt_inds=gt_inds,
             labels=jnp.where(positive, labels, self.num_classes),
-            label_weights=(gt_inds >= 0).astype(boxes.dtype),
+            label_weights=jnp.where(positive, of_positives, (gt_inds >= 0).astype(boxes.dtype)),
             bbox_targets=jnp.where(positive[..., None], boxes, 0),
             bbox_weights=positive.astype(boxes.dtype),
             centerness=None if centerness is None else jnp.where(positive, centerness, 0),
         )
+
+    def raise_for_losses_of_boxes(self, reg_decoded_bbox: bool) -> None:
+        """Raises a ValueError where `loss_bbox` needs boxes and would get deltas."""
+        if isinstance(self.loss_bbox, BoxLoss) and not reg_decoded_bbox:
+            raise self.value_error(f"{self.loss_bbox!r} needs boxes: set reg_decoded_bbox=True")
 
     def _check_fit(self, name: str, rows: int, pred: Any, target: Any) -> None:
         """Raises a ValueError unless the loss of that name takes what this head gives it."""

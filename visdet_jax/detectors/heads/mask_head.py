@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from visdet_jax.boxes.masks import crop_masks, paste_masks
 from visdet_jax.boxes.nms import KeptDetections
 from visdet_jax.core.checks import check_array
+from visdet_jax.core.devices import reduce_sum
 from visdet_jax.core.hyperparameters import Count, Number
 from visdet_jax.detectors.heads.criterion import avg_factor_of_device
 from visdet_jax.detectors.heads.head import WithLosses
@@ -119,9 +120,8 @@ class FCNMaskHead(WithLosses):
         labels = jnp.where(
             positive & (not self.class_agnostic), samples.targets.labels[:, :count], 0
         )
-        pixels = positive.astype(targets.dtype).sum() * (size[0] * size[1])
-        if axis_name is not None:
-            pixels = jax.lax.psum(pixels, axis_name)
+        count_of_pixels = positive.astype(targets.dtype).sum() * (size[0] * size[1])
+        pixels = reduce_sum(count_of_pixels, axis_name)
         value, state_of_loss = self.loss_mask.update(
             state["loss_mask"],
             jnp.moveaxis(pred, -1, 2).reshape(batch * count, self.channels, *size),

@@ -33,7 +33,7 @@ class RetinaHead(AnchorHead):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._raise_for_losses_of_boxes()
+        self.raise_for_losses_of_boxes(self.reg_decoded_bbox)
 
 
 @HEADS.register_module()

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 
 from visdet_jax.boxes.nms import KeptDetections
-from visdet_jax.core.checks import as_labels, check_array
+from visdet_jax.core.checks import check_array
 from visdet_jax.core.devices import reduce_sum
-from visdet_jax.core.dtypes import as_dtype, compute_dtype
+from visdet_jax.core.dtypes import compute_dtype
 from visdet_jax.core.hyperparameters import Count, Finite, Positive
 from visdet_jax.core.rules import FINITE, UNIT, Expected, Rule
-from visdet_jax.detectors.assigners.assigner import DROPPED, Assigner, pick, without_padding
+from visdet_jax.detectors.assigners.assigner import DROPPED, Assigner, pick
 from visdet_jax.detectors.heads.bbox_head import BBoxHead
 from visdet_jax.detectors.heads.head import WithLosses, as_shapes, compiled, without_state
 from visdet_jax.detectors.heads.mask_head import FCNMaskHead
@@ -104,14 +104,10 @@ class StandardRoIHead(WithLosses):
         Raises: ValueError, TypeError for shapes and types that do not fit, and for a key that is
           missing.
         """
-        boxes, exists = checked_proposals(proposals)
+        boxes, exists = without_empty(proposals)
         dtype = compute_dtype(proposals=boxes, gt_boxes=gt_boxes)
-        batch = boxes.shape[0]
-        if gt_boxes.ndim != 3 or gt_boxes.shape[::2] != (batch, 4):
-            raise ValueError(f"gt_boxes must have shape ({batch}, G, 4), got {gt_boxes.shape}")
-        labels = as_labels("gt_labels", gt_labels, gt_boxes.shape[:2])
-        gt_boxes, labels = without_padding(gt_boxes, labels, dtype)
-        boxes = jnp.where(exists[..., None], boxes, 0).astype(dtype)
+        boxes, batch = boxes.astype(dtype), boxes.shape[0]
+        gt_boxes, labels = self.bbox_head.ground_truth(gt_boxes, gt_labels, batch, dtype)
 
         assign = jax.vmap(
             lambda boxes, gt_boxes, labels, exists: self.assigner.assign(
@@ -215,8 +211,7 @@ class StandardRoIHead(WithLosses):
         Returns: (B, S, ...) the boxes, scores and classes in their slots, the index of each one's
           proposal, and which slots hold one.
         """
-        boxes, exists = checked_proposals(proposals)
-        boxes = jnp.where(exists[..., None], boxes, 0)
+        boxes, exists = without_empty(proposals)
         found = self.bbox_head.decode(outputs, boxes, image_shapes)
         return self.bbox_head.detect(found, exists, self.test_cfg)
 
@@ -245,8 +240,7 @@ class StandardRoIHead(WithLosses):
             exists = (targets.gt_inds >= 0) & ~samples.is_gt
             proposals = Proposals(samples.boxes, exists)
         else:
-            boxes, exists = checked_proposals(samples)
-            proposals = Proposals(jnp.where(exists[..., None], boxes, 0), exists)
+            proposals = without_empty(samples)
         like = proposals.boxes[..., 0]
         shapes = as_shapes("image_shapes", image_shapes, like, proposals.boxes.dtype)
         return self.bbox_head.refine(outputs, proposals, labels, shapes)
@@ -290,7 +284,7 @@ class StandardRoIHead(WithLosses):
 
     def mask_slots(self, samples: Samples) -> int:
         """The number M of slots that may hold a positive, of which the network predicts masks."""
-        return min(self.sampler.positive_slots(samples.boxes.shape[1]), samples.boxes.shape[1])
+        return self.sampler.positive_slots(samples.boxes.shape[1])
 
     def expects(
         self,
@@ -355,15 +349,12 @@ class StandardRoIHead(WithLosses):
         # A box that exists in place of an empty slot's, or the logarithm of its width is infinite.
         filled = jnp.where(exists[:, None], boxes, jnp.asarray([0, 0, 1, 1], boxes.dtype))
         learnt = matched if head.reg_decoded_bbox else head.bbox_coder.encode(filled, matched)
-        targets = head.make_targets(gt_inds, pick(gt_labels, gt_inds), learnt)
-        pos_weight = as_dtype(boxes.dtype, self.pos_weight)
-        of_positives = jnp.where(pos_weight > 0, pos_weight, 1)
-        weights = jnp.where(targets.bbox_weights > 0, of_positives, targets.label_weights)
+        labels = pick(gt_labels, gt_inds)
         return Samples(
             boxes=boxes,
             candidates=jnp.where(exists, places, -1),
             is_gt=exists & (places < len(gt_labels)),
-            targets=targets._replace(label_weights=weights),
+            targets=head.make_targets(gt_inds, labels, learnt, pos_weight=self.pos_weight),
         )
 
 
@@ -423,8 +414,8 @@ class TridentRoIHead(StandardRoIHead):
         return super().detect(outputs, proposals, image_shapes)
 
 
-def checked_proposals(proposals: Any) -> tuple[jax.Array, jax.Array]:
-    """The boxes (B, P, 4) and which of them exist (B, P).
+def without_empty(proposals: Any) -> Proposals:
+    """The proposals, checked, with boxes of zeros in slots that hold none.
 
     Raises: ValueError, TypeError for what does not fit.
     """
@@ -438,4 +429,5 @@ def checked_proposals(proposals: Any) -> tuple[jax.Array, jax.Array]:
             "proposals must be boxes (B, P, 4) and exists (B, P), got "
             f"{boxes.shape} and {exists.shape}"
         )
-    return jnp.asarray(boxes), jnp.asarray(exists).astype(bool)
+    exists = jnp.asarray(exists).astype(bool)
+    return Proposals(jnp.where(exists[..., None], jnp.asarray(boxes), 0), exists)

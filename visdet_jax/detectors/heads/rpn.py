@@ -1,19 +1,18 @@
 """The region proposal network's head: the first stage of Faster R-CNN."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from visdet_jax.boxes.nms import KeptDetections
-from visdet_jax.core.checks import as_labels
 from visdet_jax.core.hyperparameters import Count
 from visdet_jax.detectors.assigners.assigner import IGNORED
 from visdet_jax.detectors.heads.anchor_head import AnchorHead, count_positives
 from visdet_jax.detectors.heads.criterion import Criterion
-from visdet_jax.detectors.heads.head import compiled, without_state
+from visdet_jax.detectors.heads.dense_head import DenseHead
+from visdet_jax.detectors.heads.first_stage import FirstStage
+from visdet_jax.detectors.heads.head import compiled, described_by, without_state
 from visdet_jax.detectors.postprocessing import ProposalConfig
 from visdet_jax.detectors.priors import AnchorGenerator
 from visdet_jax.detectors.registry import HEADS
@@ -33,7 +32,7 @@ from visdet_jax.losses.regression.smooth_l1 import L1Loss
 
 @HEADS.register_module()
 @dataclass(frozen=True, kw_only=True)
-class RPNHead(AnchorHead):
+class RPNHead(AnchorHead, FirstStage):
     """Region proposal network: whether an anchor has an object, and that object's box.
 
     All ground truth is of one class, whatever its labels. Of the anchors that are assigned the
@@ -43,16 +42,13 @@ class RPNHead(AnchorHead):
     take part that are not ignored, and n = Σ max(positives, 1).
 
     Args:
-      num_classes: Must be 1.
       sampler: Takes a fixed number of the anchors, at random with a key.
-      test_cfg: Which boxes `detect` makes proposals: those of the second stage in evaluation.
-      rpn_proposal: Which boxes `proposals` makes proposals: those of the second stage in training,
-        as in mmdet's `train_cfg.rpn_proposal`. None takes `test_cfg`.
 
     Source: Ren et al. 2015, https://arxiv.org/abs/1506.01497; mmdet's `RPNHead`
     """
 
     takes_samplers: ClassVar[bool] = True
+    suppresses_by_level: ClassVar[bool] = True
 
     num_classes: Count = 1
     anchor_generator: AnchorGenerator = AnchorGenerator(
@@ -60,14 +56,12 @@ class RPNHead(AnchorHead):
     )
     loss_bbox: Loss = L1Loss()
     test_cfg: ProposalConfig = ProposalConfig()
-    rpn_proposal: ProposalConfig | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.num_classes != 1:
-            raise self.value_error(f"num_classes must be 1, got {self.num_classes}")
-        self._raise_for_losses_of_boxes()
+        self.raise_for_losses_of_boxes(self.reg_decoded_bbox)
 
+    @described_by(DenseHead.update)
     @compiled
     def update(
         self,
@@ -87,22 +81,12 @@ class RPNHead(AnchorHead):
         Compiled once for all batches of the same shapes, however many boxes they hold.
 
         Args:
-          state: From `init` or the last `update`; see `StatefulLoss`.
-          outputs: What the network gave; see `HeadOutputs`.
-          gt_boxes: (B, G, 4) as x1, y1, x2, y2, in pixels.
           gt_labels: (B, G) integers of any width. Negative ones are padding, of whose boxes nothing
             is read; all others mean an object, whatever its class.
-          image_shapes: (B, 2) height and width of each image in pixels, for anchors that reach over
-            its border. Unless given, what the cells of the finest feature map cover.
-          pad_shapes: (B, 2) height and width in pixels of each image with its own padding. Anchors
-            of cells beyond take no part; all do unless given.
           key: A `jax.random.key` for a sampler that draws. On several devices under `shard_map`
             each needs its own.
           chosen: (B, N) which anchors are sampled, in place of a draw: 1 for a positive, 2 for a
             negative, 0 for none. Then no key is needed.
-          axis_name: The mesh axis, or axes, over which the batch is spread inside `shard_map` or
-            `vmap(axis_name=...)`. The mean of the devices' losses is then the loss of the whole
-            batch.
 
         Returns: (losses, next state).
         Raises: ValueError, TypeError for shapes and types that do not fit, and for a key that is
@@ -111,8 +95,7 @@ class RPNHead(AnchorHead):
         targets = self.targets(
             outputs, gt_boxes, gt_labels, image_shapes, pad_shapes, key=key, chosen=chosen
         )
-        losses, state = self.losses_of(state, outputs, targets, axis_name)
-        return {name.replace("loss_", "loss_rpn_"): x for name, x in losses.items()}, state
+        return self.losses_of(state, outputs, targets, axis_name)
 
     loss = without_state(update)  # type: ignore[arg-type]
 
@@ -132,8 +115,7 @@ class RPNHead(AnchorHead):
 
         `gt_inds` is -1 for anchors that were not sampled.
         """
-        labels = jnp.minimum(as_labels("gt_labels", gt_labels), 0)
-        targets = super().targets(outputs, gt_boxes, labels, image_shapes, pad_shapes)
+        targets = super().targets(outputs, gt_boxes, gt_labels, image_shapes, pad_shapes)
         chosen = self.sampler.choose(targets.gt_inds, key=key, chosen=chosen)
         positive, sampled = chosen == POSITIVE, chosen != NOT_CHOSEN
         return HeadTargets(
@@ -144,38 +126,11 @@ class RPNHead(AnchorHead):
             bbox_weights=jnp.where(positive, targets.bbox_weights, 0),
         )
 
-    @compiled
-    def proposals(self, outputs: HeadOutputs, image_shapes: Shapes | None = None) -> KeptDetections:
-        """The boxes that the second stage is trained on, as `rpn_proposal` says.
-
-        As `detect`, which goes by `test_cfg`. No gradient flows through it.
-
-        Args:
-          outputs, image_shapes: See `detect`.
-
-        Returns: (B, P, ...) the boxes and their scores in their slots, the index of each one's
-          anchor, and which slots hold one.
-        """
-        config = self.test_cfg if self.rpn_proposal is None else self.rpn_proposal
-        return self._detect(outputs, image_shapes, config, by_level=True)
-
-    @compiled
-    def detect(self, outputs: HeadOutputs, image_shapes: Any = None) -> KeptDetections:
-        """The proposals of `test_cfg`: the best of each level, without duplicates in a level.
-
-        Args:
-          outputs: What the network gave; see `HeadOutputs`.
-          image_shapes: (B, 2) height and width of each image in pixels, or one (height, width) for
-            all. Boxes are clipped to them where given and where the coder's `clip_border` is True.
-
-        Returns: (B, P, ...) the boxes and their scores in their slots, the index of each one's
-          anchor, and which slots hold one.
-        """
-        return self._detect(outputs, image_shapes, self.test_cfg, by_level=True)
-
-    @property
-    def last_label(self) -> int:
-        return np.iinfo(np.int32).max  # Objects of every class are of one class here.
+    def losses_of(
+        self, state: States, outputs: HeadOutputs, targets: HeadTargets, axis_name: AxisName
+    ) -> tuple[Losses, States]:
+        losses, state = super().losses_of(state, outputs, targets, axis_name)
+        return {name.replace("loss_", "loss_rpn_"): x for name, x in losses.items()}, state
 
     def count(self, criterion: Criterion, targets: HeadTargets) -> jax.Array:
         if isinstance(self.sampler, PseudoSampler):

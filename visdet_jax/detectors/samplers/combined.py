@@ -8,7 +8,8 @@ import jax
 
 from visdet_jax.detectors.registry import TASK_UTILS
 from visdet_jax.detectors.samplers.random import LimitedSampler
-from visdet_jax.registry import is_config
+from visdet_jax.detectors.samplers.sampler import Candidates
+from visdet_jax.registry import as_dict, is_config
 
 
 @TASK_UTILS.register_module()
@@ -40,9 +41,8 @@ class CombinedSampler(LimitedSampler):
         for name in ("pos_sampler", "neg_sampler"):
             part: Any = getattr(self, name)
             if is_config(part):
-                own = {key: part[key] for key in part.keys()}  # noqa: SIM118
                 try:
-                    part = TASK_UTILS.build(limits | own)
+                    part = TASK_UTILS.build(limits | as_dict(part))
                 except (TypeError, ValueError) as error:
                     raise type(error)(f"{type(self).__name__}: {name}: {error}") from error
             if not isinstance(part, LimitedSampler):
@@ -61,19 +61,12 @@ class CombinedSampler(LimitedSampler):
     def _parts(self) -> tuple[Any, Any]:
         return self.pos_sampler, self.neg_sampler
 
-    def pick_positives(
-        self, key: jax.Array | None, gt_inds: jax.Array, losses: jax.Array | None, most: int
-    ) -> jax.Array:
-        picked: jax.Array = self._parts[0].pick_positives(key, gt_inds, losses, most)
+    def pick_positives(self, key: jax.Array | None, candidates: Candidates, most: int) -> jax.Array:
+        picked: jax.Array = self._parts[0].pick_positives(key, candidates, most)
         return picked
 
     def pick_negatives(
-        self,
-        key: jax.Array | None,
-        gt_inds: jax.Array,
-        overlaps: jax.Array | None,
-        losses: jax.Array | None,
-        count: jax.Array,
+        self, key: jax.Array | None, candidates: Candidates, count: jax.Array
     ) -> jax.Array:
-        picked: jax.Array = self._parts[1].pick_negatives(key, gt_inds, overlaps, losses, count)
+        picked: jax.Array = self._parts[1].pick_negatives(key, candidates, count)
         return picked

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from visdet_jax.detectors.registry import TASK_UTILS
-from visdet_jax.detectors.samplers._fill import fill_at_random
 from visdet_jax.detectors.samplers.random import RandomSampler
+from visdet_jax.detectors.samplers.sampler import Candidates, pick_at_random
 
 
 @TASK_UTILS.register_module()
@@ -27,10 +27,9 @@ class InstanceBalancedPosSampler(RandomSampler):
       `InstanceBalancedPosSampler`.
     """
 
-    def pick_positives(
-        self, key: jax.Array | None, gt_inds: jax.Array, losses: jax.Array | None, most: int
-    ) -> jax.Array:
+    def pick_positives(self, key: jax.Array | None, candidates: Candidates, most: int) -> jax.Array:
         assert key is not None
+        gt_inds = candidates.gt_inds
         positive = gt_inds > 0
         if not gt_inds.size:
             return positive
@@ -46,4 +45,4 @@ class InstanceBalancedPosSampler(RandomSampler):
         quota = jnp.round(most / owners) + 1
         within = (place.astype(jnp.float32) < quota) & (owner > 0)
         preferred = jnp.zeros_like(positive).at[order].set(within, unique_indices=True)
-        return fill_at_random(of_all, preferred, positive, most, most)
+        return pick_at_random(of_all, positive, most, most, preferred)

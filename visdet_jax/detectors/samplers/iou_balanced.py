@@ -5,14 +5,13 @@ from typing import Annotated
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from visdet_jax.core.dtypes import compute_dtype
 from visdet_jax.core.hyperparameters import Count, Fraction, Number, Range
 from visdet_jax.detectors.assigners.assigner import DROPPED
 from visdet_jax.detectors.registry import TASK_UTILS
-from visdet_jax.detectors.samplers._fill import fill_at_random
 from visdet_jax.detectors.samplers.random import RandomSampler
+from visdet_jax.detectors.samplers.sampler import Candidates, pick_at_random, whole_part
 
 
 @TASK_UTILS.register_module()
@@ -50,14 +49,10 @@ class IoUBalancedNegSampler(RandomSampler):
             raise self.value_error(f"floor_thr must be -1, or in [0, 1], got {self.floor_thr}")
 
     def pick_negatives(
-        self,
-        key: jax.Array | None,
-        gt_inds: jax.Array,
-        overlaps: jax.Array | None,
-        losses: jax.Array | None,
-        count: jax.Array,
+        self, key: jax.Array | None, candidates: Candidates, count: jax.Array
     ) -> jax.Array:
         assert key is not None
+        gt_inds, overlaps = candidates.gt_inds, candidates.overlaps
         if overlaps is None:
             raise self.value_error("goes by the overlaps of the assigner, got None")
         negative = gt_inds == 0
@@ -72,12 +67,7 @@ class IoUBalancedNegSampler(RandomSampler):
         high = negative & ~below
         keys, count = jax.random.split(key, 4), count.astype(jnp.int32)
 
-        # A table, since int(count · factor) of float32 is another number now and then.
-        factor = 1 - float(self.floor_fraction)
-        wanted = jnp.asarray(np.array([int(n * factor) for n in range(self.num + 1)], np.int32))
-        # As a sum, not a gather: it is sharded as the count is.
-        places = jnp.arange(self.num + 1, dtype=jnp.int32) == count
-        of_high = jnp.where(places, wanted, 0).sum(dtype=jnp.int32)
+        of_high = whole_part(1 - float(self.floor_fraction), count, self.num)
 
         drawn = jnp.zeros_like(high)
         if self.num_bins > 1:
@@ -86,8 +76,8 @@ class IoUBalancedNegSampler(RandomSampler):
                 inside = (iou >= low + number * step) & (iou < low + (number + 1) * step)
                 of_bin = jax.random.fold_in(keys[0], number)
                 each = of_high // self.num_bins
-                drawn |= fill_at_random(of_bin, drawn, high & inside, each, self.num)
-        drawn = fill_at_random(keys[1], drawn, high, of_high, self.num)
+                drawn |= pick_at_random(of_bin, high & inside, each, self.num, drawn)
+        drawn = pick_at_random(keys[1], high, of_high, self.num, drawn)
         rest = count - drawn.sum(dtype=jnp.int32)
-        drawn |= fill_at_random(keys[2], drawn, negative & below, rest, self.num)
-        return fill_at_random(keys[3], drawn, negative, count, self.num)
+        drawn |= pick_at_random(keys[2], negative & below, rest, self.num, drawn)
+        return pick_at_random(keys[3], negative, count, self.num, drawn)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from visdet_jax.core.dtypes import compute_dtype
 from visdet_jax.detectors.registry import TASK_UTILS
 from visdet_jax.detectors.samplers.random import LimitedSampler
-from visdet_jax.detectors.samplers.sampler import pick_largest
+from visdet_jax.detectors.samplers.sampler import Candidates, pick_largest
 
 
 @TASK_UTILS.register_module()
@@ -31,20 +31,13 @@ class OHEMSampler(LimitedSampler):
     def draws(self) -> bool:
         return False
 
-    def pick_positives(
-        self, key: jax.Array | None, gt_inds: jax.Array, losses: jax.Array | None, most: int
-    ) -> jax.Array:
-        return self._hardest(gt_inds > 0, losses, jnp.asarray(most), most)
+    def pick_positives(self, key: jax.Array | None, candidates: Candidates, most: int) -> jax.Array:
+        return self._hardest(candidates.gt_inds > 0, candidates.losses, jnp.asarray(most), most)
 
     def pick_negatives(
-        self,
-        key: jax.Array | None,
-        gt_inds: jax.Array,
-        overlaps: jax.Array | None,
-        losses: jax.Array | None,
-        count: jax.Array,
+        self, key: jax.Array | None, candidates: Candidates, count: jax.Array
     ) -> jax.Array:
-        return self._hardest(gt_inds == 0, losses, count, self.num)
+        return self._hardest(candidates.gt_inds == 0, candidates.losses, count, self.num)
 
     def _hardest(
         self, among: jax.Array, losses: jax.Array | None, count: jax.Array, most: int

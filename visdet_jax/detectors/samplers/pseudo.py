@@ -6,7 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from visdet_jax.detectors.registry import TASK_UTILS
-from visdet_jax.detectors.samplers.sampler import NEGATIVE, NOT_CHOSEN, POSITIVE, Sampler
+from visdet_jax.detectors.samplers.sampler import (
+    NEGATIVE,
+    NOT_CHOSEN,
+    POSITIVE,
+    Candidates,
+    Sampler,
+)
 
 
 @TASK_UTILS.register_module()
@@ -18,12 +24,6 @@ class PseudoSampler(Sampler):
     def draws(self) -> bool:
         return False
 
-    def sample(
-        self,
-        key: jax.Array | None,
-        gt_inds: jax.Array,
-        overlaps: jax.Array | None,
-        losses: jax.Array | None,
-    ) -> jax.Array:
-        negative = jnp.where(gt_inds == 0, NEGATIVE, NOT_CHOSEN)
-        return jnp.where(gt_inds > 0, POSITIVE, negative).astype(jnp.int8)
+    def sample(self, key: jax.Array | None, candidates: Candidates) -> jax.Array:
+        negative = jnp.where(candidates.gt_inds == 0, NEGATIVE, NOT_CHOSEN)
+        return jnp.where(candidates.gt_inds > 0, POSITIVE, negative).astype(jnp.int8)

@@ -11,8 +11,10 @@ from visdet_jax.detectors.samplers.sampler import (
     NEGATIVE,
     NOT_CHOSEN,
     POSITIVE,
+    Candidates,
     Sampler,
     pick_at_random,
+    whole_part,
 )
 
 
@@ -47,41 +49,25 @@ class LimitedSampler(Sampler):
     def positive_slots(self, candidates: int) -> int:
         return min(int(self.num * self.pos_fraction), candidates)
 
-    def sample(
-        self,
-        key: jax.Array | None,
-        gt_inds: jax.Array,
-        overlaps: jax.Array | None,
-        losses: jax.Array | None,
-    ) -> jax.Array:
+    def sample(self, key: jax.Array | None, candidates: Candidates) -> jax.Array:
         keys = (None, None) if key is None else jax.random.split(key)
         most = int(self.num * self.pos_fraction)
-        positive = self.pick_positives(keys[0], gt_inds, losses, most)
+        positive = self.pick_positives(keys[0], candidates, most)
         count = positive.sum()
         rest = self.num - count
         if self.neg_pos_ub >= 0:
-            # In Python's floats, as mmdet: 100 · 0.29 is 28.999 in float64, and 29 in float32.
-            limits = [int(self.neg_pos_ub * max(n, 1)) for n in range(most + 1)]
-            own = jnp.arange(most + 1, dtype=count.dtype) == count
-            # No gather, which JAX does not take where the images lie on an explicit mesh.
-            rest = jnp.minimum(rest, jnp.where(own, jnp.asarray(limits, rest.dtype), 0).sum())
-        negative = self.pick_negatives(keys[1], gt_inds, overlaps, losses, rest)
+            limit = whole_part(float(self.neg_pos_ub), jnp.maximum(count, 1), max(most, 1))
+            rest = jnp.minimum(rest, limit)
+        negative = self.pick_negatives(keys[1], candidates, rest)
         chosen = jnp.where(negative, NEGATIVE, NOT_CHOSEN)
         return jnp.where(positive, POSITIVE, chosen).astype(jnp.int8)
 
-    def pick_positives(
-        self, key: jax.Array | None, gt_inds: jax.Array, losses: jax.Array | None, most: int
-    ) -> jax.Array:
+    def pick_positives(self, key: jax.Array | None, candidates: Candidates, most: int) -> jax.Array:
         """Which (N,) are chosen as positives: `most` of them, or all where they are fewer."""
         raise NotImplementedError(f"{type(self).__name__} must define pick_positives")
 
     def pick_negatives(
-        self,
-        key: jax.Array | None,
-        gt_inds: jax.Array,
-        overlaps: jax.Array | None,
-        losses: jax.Array | None,
-        count: jax.Array,
+        self, key: jax.Array | None, candidates: Candidates, count: jax.Array
     ) -> jax.Array:
         """Which (N,) are chosen as negatives: `count` of them, or all where they are fewer."""
         raise NotImplementedError(f"{type(self).__name__} must define pick_negatives")
@@ -95,19 +81,12 @@ class RandomSampler(LimitedSampler):
     Source: Ren et al. 2015, https://arxiv.org/abs/1506.01497; mmdet's `RandomSampler`
     """
 
-    def pick_positives(
-        self, key: jax.Array | None, gt_inds: jax.Array, losses: jax.Array | None, most: int
-    ) -> jax.Array:
+    def pick_positives(self, key: jax.Array | None, candidates: Candidates, most: int) -> jax.Array:
         assert key is not None
-        return pick_at_random(key, gt_inds > 0, jnp.asarray(most), most)
+        return pick_at_random(key, candidates.gt_inds > 0, most, most)
 
     def pick_negatives(
-        self,
-        key: jax.Array | None,
-        gt_inds: jax.Array,
-        overlaps: jax.Array | None,
-        losses: jax.Array | None,
-        count: jax.Array,
+        self, key: jax.Array | None, candidates: Candidates, count: jax.Array
     ) -> jax.Array:
         assert key is not None
-        return pick_at_random(key, gt_inds == 0, count, self.num)
+        return pick_at_random(key, candidates.gt_inds == 0, count, self.num)
