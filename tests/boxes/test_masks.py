@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from golden.read_twostage import names, read
+from golden.read_cases import names, read
 from programs import temporary_bytes
 from visdet_jax.boxes import crop_masks, paste_masks
 
-MASK_TARGETS, _ = read("mask_targets")
+MASK_TARGETS, _ = read("twostage", "mask_targets")
 SETS = sorted(key.removesuffix("_rois") for key in MASK_TARGETS if key.endswith("_rois"))
 
 
@@ -30,9 +30,11 @@ def test_golden_crops(name, precision, x64):
     np.testing.assert_allclose(soft, MASK_TARGETS[f"{name}_soft"], atol=atol)
 
 
-@pytest.mark.parametrize("name", [name for name in names("mask") if name != "mask_targets"])
+@pytest.mark.parametrize(
+    "name", [name for name in names("twostage", "mask") if name != "mask_targets"]
+)
 def test_golden_masks_of_sampled_positives(name):
-    arrays, config = read(name)
+    arrays, config = read("twostage", name)
     expected = arrays["tgt_masks"]
     most = expected.shape[1]
     exists = np.arange(most) < arrays["num_pos"][:, None]

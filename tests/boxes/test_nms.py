@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from golden.read_twostage import names, read
+from golden.read_cases import names, read
 from programs import temporary_bytes
 from visdet_jax.boxes import batched_nms, multiclass_nms, nms
 from visdet_jax.detectors import TASK_UTILS
@@ -370,10 +370,10 @@ def proposals(arrays, config, dtype):
     return [jnp.concatenate(part, axis=1) for part in zip(*parts, strict=True)]
 
 
-@pytest.mark.parametrize("name", names("prop"))
+@pytest.mark.parametrize("name", names("twostage", "prop"))
 @pytest.mark.parametrize("precision", [64, 32])
 def test_golden_proposals(name, precision, x64):
-    arrays, config = read(name)
+    arrays, config = read("twostage", name)
     dtype = {64: np.float64, 32: np.float32}[precision]
     boxes, scores, levels, index, counts = proposals(arrays, config, dtype)
     # What does not count may be anything.
@@ -399,10 +399,10 @@ def test_golden_proposals(name, precision, x64):
         )
 
 
-@pytest.mark.parametrize("name", names("pred"))
+@pytest.mark.parametrize("name", names("twostage", "pred"))
 @pytest.mark.parametrize("precision", [64, 32])
 def test_golden_detections(name, precision, x64):
-    arrays, config = read(name)
+    arrays, config = read("twostage", name)
     dtype = {64: np.float64, 32: np.float32}[precision]
     settings, classes = config["test_cfg"], config["num_classes"]
     boxes, scores = (arrays[f"exp_raw_{part}"].astype(dtype) for part in ("boxes", "scores"))

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from golden.read_twostage import names, read
+from golden.read_cases import names, read
 from visdet_jax.detectors import HeadOutputs, Proposals, RoIOutputs, build_head
 
 MAX_IOU = {"type": "MaxIoUAssigner", "pos_iou_thr": 0.5, "neg_iou_thr": 0.5, "min_pos_iou": 0.5}
@@ -28,7 +28,7 @@ class Case:
     config: dict = field(init=False)
 
     def __post_init__(self):
-        self.arrays, self.config = read(self.name)
+        self.arrays, self.config = read("twostage", self.name)
 
     def __getitem__(self, key):
         return self.arrays[key]
@@ -333,7 +333,7 @@ REPLAYS = {
     "pred": replay_predictions,
 }
 CASES = [
-    name for kind in REPLAYS for name in names(kind) if name != "mask_targets"
+    name for kind in REPLAYS for name in names("twostage", kind) if name != "mask_targets"
 ]  # those of crop_masks
 
 

@@ -91,6 +91,7 @@ from visdet_jax.detectors.structures import Detections as Detections
 from visdet_jax.detectors.structures import DETROutputs as DETROutputs
 from visdet_jax.detectors.structures import HeadOutputs as HeadOutputs
 from visdet_jax.detectors.structures import HeadTargets as HeadTargets
+from visdet_jax.detectors.structures import Image as Image
 from visdet_jax.detectors.structures import Proposals as Proposals
 from visdet_jax.detectors.structures import RoIOutputs as RoIOutputs
 from visdet_jax.detectors.structures import Rows as Rows

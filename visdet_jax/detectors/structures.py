@@ -24,12 +24,16 @@ class HeadOutputs(NamedTuple):
 
     A is the number of priors in a cell and C that of classes, with one more for background where
     the class loss is a softmax. Channel a · C + c is class c of prior a. A level may have no cells
-    (H or W of 0).
+    (H or W of 0). What a head has not stays None.
     """
 
-    cls_scores: Sequence[jax.Array]  # Logits (B, H, W, A·C).
+    cls_scores: Sequence[jax.Array]  # Logits (B, H, W, A·C); `TOODHead`'s are probabilities.
     bbox_preds: Sequence[jax.Array]  # (B, H, W, A·4), or logits of bins, A·4·(reg_max + 1).
-    centernesses: Sequence[jax.Array] | None = None  # Logits (B, H, W, A), of heads with them.
+    centernesses: Sequence[jax.Array] | None = None  # Logits (B, H, W, A).
+    objectnesses: Sequence[jax.Array] | None = None  # Logits (B, H, W, A).
+    bbox_preds_refine: Sequence[jax.Array] | None = None  # (B, H, W, A·4)
+    kernel_preds: Sequence[jax.Array] | None = None  # Of a mask's convolutions, (B, H, W, A·P).
+    mask_feats: jax.Array | None = None  # What those convolutions read, (B, h, w, channels).
 
 
 @exportable
@@ -57,6 +61,9 @@ class HeadTargets(NamedTuple):
     bbox_targets: jax.Array  # (B, N, 4) in the form that the head learns; 0 without a box.
     bbox_weights: jax.Array  # (B, N): 1 where there is a box, else 0.
     centerness: jax.Array | None = None  # (B, N): 0 without a box. None for heads without it.
+    # (B, N): how well a prediction does for its box, in [0, 1], which its class learns in place of
+    # 1; 0 without a box. None for heads that do not look at predictions.
+    metrics: jax.Array | None = None
 
 
 @exportable
@@ -103,6 +110,20 @@ class RoIOutputs(NamedTuple):
     mask_preds: jax.Array | None = None
 
 
+class Image(NamedTuple):
+    """One image: its ground truth, its sizes, and what the network gave for its N priors.
+
+    A batch of them has an axis B in front of all arrays.
+    """
+
+    gt_boxes: jax.Array  # (G, 4) as x1, y1, x2, y2, in pixels; 0 for padding.
+    gt_labels: jax.Array  # (G,), negative for padding.
+    image_shape: jax.Array  # (height, width) in pixels.
+    pad_shape: jax.Array  # (height, width) in pixels with the image's own padding.
+    outputs: dict[str, list[jax.Array]]  # By the names of `HeadOutputs`, of each level (n, ...).
+    gt_centers: jax.Array | None = None  # (G, 2) x, y of the masks' centres, where masks are known.
+
+
 class Rows(NamedTuple):
     """Outputs and targets of the N priors of all levels, in each of B images."""
 
@@ -110,7 +131,9 @@ class Rows(NamedTuple):
     # and one array of all levels would be a copy of it.
     cls_scores: list[jax.Array]
     bbox_preds: jax.Array  # (B, N, 4) or (B, N, 4 · (reg_max + 1))
-    centernesses: jax.Array | None  # (B, N)
     priors: jax.Array  # Anchors (1, N, 4) or points (1, N, 2), in pixels.
     strides: jax.Array  # (1, N), in pixels.
     targets: HeadTargets
+    centernesses: jax.Array | None = None  # (B, N)
+    objectnesses: jax.Array | None = None  # (B, N)
+    bbox_preds_refine: jax.Array | None = None  # (B, N, 4)

@@ -282,7 +282,7 @@ def test_what_a_subclass_must_define():
     )
     for call in (
         lambda: bare.grid((), np.float32),
-        lambda: bare.assign(None, None, None, None, None),
+        lambda: bare.assign(None, None),
         lambda: bare.compute(None, None),
         lambda: bare.boxes(None, None, None),
         lambda: bare.strides,

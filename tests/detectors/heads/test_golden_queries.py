@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from golden.read_queries import names, read
+from golden.read_cases import names, read
 from visdet_jax.detectors import DETROutputs, build_head
 
 KINDS = {
@@ -14,7 +14,7 @@ KINDS = {
     "dab": "DABDETRHead",
     "deformable": "DeformableDETRHead",
 }
-CASES = [name for kind in KINDS for name in names(kind)]
+CASES = [name for kind in KINDS for name in names("queries", kind)]
 PARTS = {
     "cls_scores": "cls",
     "bbox_preds": "box",
@@ -25,7 +25,7 @@ PARTS = {
 
 @functools.cache
 def case_of(name):
-    return read(name)
+    return read("queries", name)
 
 
 def test_all_files_are_here():

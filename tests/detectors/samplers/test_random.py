@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from detectors.samplers.sampler_cases import assert_uniform, candidates, draws
-from golden.read_twostage import names, read
+from golden.read_cases import names, read
 from visdet_jax.detectors import TASK_UTILS, PseudoSampler, RandomSampler
 
-COUNTS, _ = read("sampler_counts")
+COUNTS, _ = read("twostage", "sampler_counts")
 
 
 def test_golden_counts():
@@ -35,8 +35,8 @@ def test_golden_counts():
 def golden_samples():
     """(sampler, candidates, what mmdet chose, which images were limited) of every golden case."""
     for kind in ("rpn", "roi", "mask", "cascade"):
-        for name in names(kind):
-            arrays, config = read(name)
+        for name in names("twostage", kind):
+            arrays, config = read("twostage", name)
             stages = [
                 prefix for prefix in ("", "s0_", "s1_", "s2_") if f"{prefix}in_chosen" in arrays
             ]

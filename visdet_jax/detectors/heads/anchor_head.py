@@ -17,7 +17,7 @@ from visdet_jax.detectors.heads.dense_head import DenseHead
 from visdet_jax.detectors.priors import AnchorGenerator, Grid, Sizes, inside_flags, valid_flags
 from visdet_jax.detectors.samplers.pseudo import PseudoSampler
 from visdet_jax.detectors.samplers.sampler import Sampler
-from visdet_jax.detectors.structures import HeadTargets, Rows
+from visdet_jax.detectors.structures import HeadTargets, Image, Rows
 from visdet_jax.losses.classification.cross_entropy import CrossEntropyLoss
 from visdet_jax.losses.loss import Loss
 from visdet_jax.losses.regression.smooth_l1 import SmoothL1Loss
@@ -72,25 +72,18 @@ class AnchorHead(DenseHead):
     def grid(self, sizes: Sizes, dtype: Any) -> Grid:
         return self.anchor_generator.grid(sizes, dtype)
 
-    def assign(
-        self,
-        grid: Grid,
-        gt_boxes: jax.Array,
-        gt_labels: jax.Array,
-        image_shape: jax.Array,
-        pad_shape: jax.Array,
-    ) -> HeadTargets:
+    def assign(self, grid: Grid, image: Image) -> HeadTargets:
         anchors = jnp.asarray(grid.priors)
         border = as_dtype(anchors.dtype, self.allowed_border)
-        inside = (border < 0) | inside_flags(anchors, image_shape, border)
+        inside = (border < 0) | inside_flags(anchors, image.image_shape, border)
         found = self.assigner.assign(
             anchors,
-            gt_boxes,
-            gt_labels,
-            valid_flags(grid, pad_shape) & inside,
+            image.gt_boxes,
+            image.gt_labels,
+            valid_flags(grid, image.pad_shape) & inside,
             level_sizes=grid.level_sizes,
         )
-        boxes = pick(gt_boxes, found.gt_inds)
+        boxes = pick(image.gt_boxes, found.gt_inds)
         learnt = boxes if self.reg_decoded_bbox else self.bbox_coder.encode(anchors, boxes)
         centerness = None
         if "centernesses" in self.channels:

@@ -22,11 +22,15 @@ from visdet_jax.detectors.structures import (
     Detections,
     HeadOutputs,
     HeadTargets,
+    Image,
     Losses,
     Rows,
     Shapes,
     States,
 )
+
+# Outputs of one logit for each prior, by whose sigmoid the scores of classes are multiplied.
+_LOGITS_OF_PRIORS = {"centernesses", "objectnesses"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +48,8 @@ class DenseHead(Head):
 
     # Whether detections suppress each other level by level and by no score, as in mmdet's RPN.
     suppresses_by_level: ClassVar[bool] = False
+    # The fields of its outputs that are no maps of the levels' priors.
+    other_outputs: ClassVar[tuple[str, ...]] = ()
 
     # What users call.
 
@@ -92,17 +98,18 @@ class DenseHead(Head):
         self.check_state(state)
         grid, maps = self._grid(outputs), self._maps(outputs)
         criterion = Criterion(self, state, grid.level_sizes, axis_name)
+        joined = {
+            name: jnp.concatenate(levels, axis=1)
+            for name, levels in maps.items()
+            if name in Rows._fields and name != "cls_scores"
+        }
         rows = Rows(
             cls_scores=maps["cls_scores"],
-            bbox_preds=jnp.concatenate(maps["bbox_preds"], axis=1),
-            centernesses=None,
             priors=jnp.asarray(grid.priors[None]),
             strides=jnp.asarray(grid.strides[None]),
             targets=targets,
+            **{name: x[..., 0] if name in _LOGITS_OF_PRIORS else x for name, x in joined.items()},
         )
-        if "centernesses" in maps:
-            centernesses = jnp.concatenate(maps["centernesses"], axis=1)[..., 0]
-            rows = rows._replace(centernesses=centernesses)
         self.compute(criterion, rows)
         return criterion.losses, criterion.state
 
@@ -116,20 +123,37 @@ class DenseHead(Head):
         pad_shapes: Shapes | None = None,
     ) -> HeadTargets:
         """What each prior learns. The arguments are those of `loss`."""
+        images = self.images(outputs, gt_boxes, gt_labels, image_shapes, pad_shapes)
+        return self.assign_all(outputs, images)
+
+    def images(
+        self,
+        outputs: HeadOutputs,
+        gt_boxes: jax.Array,
+        gt_labels: jax.Array,
+        image_shapes: Shapes | None,
+        pad_shapes: Shapes | None,
+    ) -> Image:
+        """The batch's images. The arguments are those of `loss`; they are checked here."""
         self._check_outputs(outputs)
         grid, batch = self._grid(outputs), outputs.cls_scores[0].shape[0]
         dtype = grid.priors.dtype
         boxes, labels = self.ground_truth(gt_boxes, gt_labels, batch, dtype)
-        shapes = []
+        shapes = {}
         for name, given, default in (
-            ("image_shapes", image_shapes, self.image_shape(outputs)),
-            ("pad_shapes", pad_shapes, np.inf),
+            ("image_shape", image_shapes, self.image_shape(outputs)),
+            ("pad_shape", pad_shapes, np.inf),
         ):
             if given is None:
                 given = jnp.broadcast_to(jnp.asarray(default), (batch, 2))
-            shapes.append(as_shapes(name, given, labels, dtype))
-        targets = jax.vmap(functools.partial(self.assign, grid))(boxes, labels, *shapes)
-        return jax.lax.stop_gradient(targets)
+            shapes[name] = as_shapes(f"{name}s", given, labels, dtype)
+        images = Image(gt_boxes=boxes, gt_labels=labels, outputs=self._maps(outputs), **shapes)
+        return jax.lax.stop_gradient(images)
+
+    def assign_all(self, outputs: HeadOutputs, images: Image) -> HeadTargets:
+        """The targets of a batch of images: `assign` of each, without a gradient."""
+        assign = functools.partial(self.assign, self._grid(outputs))
+        return jax.lax.stop_gradient(jax.vmap(assign)(images))
 
     @compiled
     def decode(
@@ -149,8 +173,8 @@ class DenseHead(Head):
         grid = self._grid(outputs)
         maps = {name: jnp.concatenate(x, axis=1) for name, x in self._maps(outputs).items()}
         scores = self.scores(maps["cls_scores"].astype(grid.priors.dtype))
-        if "centernesses" in maps:
-            scores *= jax.nn.sigmoid(maps["centernesses"].astype(scores.dtype))
+        for name in sorted(maps.keys() & _LOGITS_OF_PRIORS):
+            scores *= jax.nn.sigmoid(maps[name].astype(scores.dtype))
         return Detections(self.boxes(grid, maps["bbox_preds"], image_shapes), scores)
 
     @compiled
@@ -184,15 +208,8 @@ class DenseHead(Head):
         """The priors of feature maps of the given (height, width)."""
         raise NotImplementedError(f"{type(self).__name__} must define grid")
 
-    def assign(
-        self,
-        grid: Grid,
-        gt_boxes: jax.Array,
-        gt_labels: jax.Array,
-        image_shape: jax.Array,
-        pad_shape: jax.Array,
-    ) -> HeadTargets:
-        """The targets (N, ...) of one image, from boxes (G, 4) and labels (G,)."""
+    def assign(self, grid: Grid, image: Image) -> HeadTargets:
+        """The targets (N, ...) of one image."""
         raise NotImplementedError(f"{type(self).__name__} must define assign")
 
     def compute(self, criterion: Criterion, rows: Rows) -> None:
@@ -275,8 +292,8 @@ class DenseHead(Head):
                 None if shape is None else shape[None],
             )[0]
             exists = scores > -jnp.inf
-            if "centernesses" in chosen:
-                scores *= jax.nn.sigmoid(chosen["centernesses"][:, 0].astype(dtype))
+            for name in sorted(maps.keys() & _LOGITS_OF_PRIORS):
+                scores *= jax.nn.sigmoid(chosen[name][:, 0].astype(dtype))
             sides = boxes[:, 2:] - boxes[:, :2]
             exists &= (min_size < 0) | (sides > min_size).all(axis=1)
             kept = batched_nms(
@@ -298,8 +315,9 @@ class DenseHead(Head):
         if not isinstance(outputs, HeadOutputs):
             raise TypeError(f"outputs must be HeadOutputs, got {type(outputs).__name__}")
         channels, count = self.channels, self.num_base_priors
-        if "centernesses" not in channels and outputs.centernesses is not None:
-            raise ValueError("outputs.centernesses must be None: this head has no centerness")
+        for name in HeadOutputs._fields:
+            if name not in (*channels, *self.other_outputs) and getattr(outputs, name) is not None:
+                raise ValueError(f"outputs.{name} must be None: this head has none")
         for name, size in channels.items():
             maps = getattr(outputs, name)
             if maps is None or len(maps) != len(self.strides):

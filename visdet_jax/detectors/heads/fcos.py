@@ -22,6 +22,7 @@ from visdet_jax.detectors.structures import (
     AxisName,
     HeadOutputs,
     HeadTargets,
+    Image,
     Losses,
     Rows,
     States,
@@ -92,26 +93,19 @@ class FCOSHead(DenseHead, function=fcos_assign):
     def grid(self, sizes: Sizes, dtype: Any) -> Grid:
         return MlvlPointGenerator(strides=self.strides).grid(sizes, dtype)
 
-    def assign(
-        self,
-        grid: Grid,
-        gt_boxes: jax.Array,
-        gt_labels: jax.Array,
-        image_shape: jax.Array,
-        pad_shape: jax.Array,
-    ) -> HeadTargets:
+    def assign(self, grid: Grid, image: Image) -> HeadTargets:
         points, strides = jnp.asarray(grid.priors), jnp.asarray(grid.strides)
         ranges = np.repeat(np.asarray(self.regress_ranges, points.dtype), grid.level_sizes, axis=0)
         found = fcos_assign(
             points,
-            gt_boxes,
-            gt_labels,
+            image.gt_boxes,
+            image.gt_labels,
             strides=strides,
             regress_ranges=jnp.asarray(ranges),
             center_sampling=self.center_sampling,
             center_sample_radius=self.center_sample_radius,
         )
-        distances = self.bbox_coder.encode(points, pick(gt_boxes, found.gt_inds))
+        distances = self.bbox_coder.encode(points, pick(image.gt_boxes, found.gt_inds))
         if self.norm_on_bbox:
             distances /= strides[:, None]
         return self.make_targets(
