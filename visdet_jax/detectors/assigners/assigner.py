@@ -253,11 +253,12 @@ def k_least(numbers: Callable[..., Any], groups: Sequence[slice], k: int) -> lis
         found = []
         for group, size in zip(groups, sizes, strict=True):
             values, others = numbers(group)
-            negated, indices = jax.lax.top_k(-values, min(k, size))
-            # Keep this minimum. The last of top_k's results is the least of them too, but where it
-            # is sliced off, XLA:CPU sorts all n values in place of searching for the largest: 100
-            # times slower for 17 000, and the assigner 14 times (jax 0.10.2).
-            value = -negated.min()
+            # Keep the barrier. Where single results of top_k are sliced off, XLA:CPU sorts all n
+            # values in place of searching for the largest: 100 times slower for 17 000, and an
+            # assigner 10 times (jax 0.10.2).
+            best = jax.lax.top_k(-values, min(k, size))
+            negated, indices = jax.lax.optimization_barrier(best)
+            value = -negated[-1]
             # Of equal values top_k takes those of the lowest index.
             index = group.start + jnp.where(negated == -value, indices, -1).max()
             found.append(
@@ -282,9 +283,16 @@ def k_least(numbers: Callable[..., Any], groups: Sequence[slice], k: int) -> lis
         last, after = jax.lax.scan(
             step, last, length=min(k, max(sizes)) - 1, unroll=STEPS_IN_A_TRIP
         )
-        found = [jnp.append(x[None], y, axis=0) for x, y in zip(first, after, strict=True)]
+        values, others, indices = (
+            jnp.append(x[None], y, axis=0) for x, y in zip(first, after, strict=True)
+        )
         return [
-            Least(*(x[:size, i] for x in found), Last(last.value[i], last.at[i]))
+            Least(
+                values[:size, i],
+                others[:size, i],
+                indices[:size, i],
+                Last(last.value[i], last.at[i]),
+            )
             for i, size in enumerate(sizes)
         ]
 
