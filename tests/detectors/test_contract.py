@@ -73,8 +73,14 @@ def rows_of(inputs, index, truth):
     }
 
 
-def jitted_call(name, row, **changes):
-    return jax.jit(functools.partial(row.call, build(name, row, **changes)))
+JITTED = {}
+
+
+def jitted_call(name, row):
+    """One jitted function for all laws of a row: those of the same shapes share its programs."""
+    if id(row) not in JITTED:
+        JITTED[id(row)] = jax.jit(functools.partial(row.call, build(name, row)))
+    return JITTED[id(row)]
 
 
 # What a class is.
@@ -351,7 +357,7 @@ def assert_traceable(name, row, fields):
 
     swept = jax.jit(jax.vmap(call))(jax.tree.map(lambda *x: jnp.array(x), fields, others))
     alone = call(fields), call(others)
-    close(swept, jax.tree.map(lambda *x: jnp.stack(x), *alone))
+    close(swept, jax.tree.map(lambda *x: np.stack(x), *alone))
 
 
 @every_call

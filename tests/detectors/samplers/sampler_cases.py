@@ -1,5 +1,7 @@
 """What the tests of the samplers share: candidates, and draws over many keys."""
 
+import functools
+
 import jax
 import numpy as np
 
@@ -11,11 +13,17 @@ def candidates(positives, negatives, ignored=0, dropped=0, seed=0):
     return np.random.default_rng(seed).permutation(gt_inds)
 
 
+@functools.cache
+def jitted_choose(sampler):
+    """One jitted function for all calls of a sampler: those of the same shapes share a program."""
+    return jax.jit(sampler.choose)
+
+
 def draws(sampler, gt_inds, count, overlaps=None, seed=0):
     """What the sampler chooses of one image by `count` keys: (count, N)."""
     repeated = [None if x is None else np.tile(x, (count, 1)) for x in (gt_inds, overlaps)]
-    choose = jax.jit(sampler.choose)
-    chosen = choose(repeated[0], key=jax.random.key(seed), overlaps=repeated[1])
+    key = jax.random.key(seed)
+    chosen = jitted_choose(sampler)(repeated[0], key=key, overlaps=repeated[1])
     return np.asarray(chosen)
 
 

@@ -1,9 +1,12 @@
 """Negatives spread over the IoUs: against mmdet's rules in NumPy, and uniformity in a bin."""
 
+import itertools
+
 import jax
 import numpy as np
 import pytest
 
+from cases import as_long
 from detectors.samplers.sampler_cases import assert_uniform, draws
 from visdet_jax.detectors import IoUBalancedNegSampler
 
@@ -39,10 +42,17 @@ def counts_of_mmdet(gt_inds, iou, limit, floor_thr, floor_fraction, num_bins):
     return floor, bins, [min(b.sum(), share) for b in bins], of_high
 
 
-@pytest.mark.parametrize("floor_thr", [-1, 0, 0.1])
-@pytest.mark.parametrize("floor_fraction", [0.0, 0.3, 1.0])
-@pytest.mark.parametrize("num_bins", [1, 3, 5])
-def test_against_the_rules(floor_thr, floor_fraction, num_bins):
+def settings():
+    """All combinations; those without `long` are a Latin square, so every pair is among them."""
+    values = [1, 3, 5], [0.0, 0.3, 1.0], [-1, 0, 0.1]
+    for places in itertools.product(range(3), repeat=3):
+        chosen = [options[place] for options, place in zip(values, places, strict=True)]
+        param = pytest.param(*chosen, id="-".join(map(str, chosen)))
+        yield param if sum(places) % 3 == 0 else as_long(param)
+
+
+@pytest.mark.parametrize(("num_bins", "floor_fraction", "floor_thr"), list(settings()))
+def test_against_the_rules(num_bins, floor_fraction, floor_thr):
     sampler = IoUBalancedNegSampler(
         num=64,
         pos_fraction=0.25,
