@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from visdet_jax.detectors import DETRHead, DETROutputs, FCOSHead, HeadOutputs, build_head
+from visdet_jax.detectors import DETRHead, DETROutputs, FCOSHead, HeadOutputs, VFNetHead, build_head
 
 CLASSES = 3
 SIZES = ((4, 6), (2, 3))
@@ -38,6 +38,8 @@ class Row:
     config: dict
     names: tuple = ("loss_cls", "loss_bbox", "loss_centerness")
     train_cfg: Any = field(default_factory=lambda: {"assigner": ATSS})
+    # The fields that hold the losses, where they have other names than the losses.
+    fields: tuple = ()
 
     def head(self, **changes):
         return build_head({**self.config, **changes}, self.train_cfg)
@@ -135,6 +137,19 @@ ROWS = {
         },
         names=("loss_cls", "loss_bbox", "loss_dfl"),
     ),
+    "VFNetHead": Row(
+        {
+            "type": "VFNetHead",
+            "num_classes": CLASSES,
+            "strides": [8, 16],
+            "anchor_generator": ANCHORS,
+            "loss_cls": {"type": "VarifocalLoss"},
+            "loss_bbox": GIOU,
+            "loss_bbox_refine": GIOU,
+        },
+        names=("loss_cls", "loss_bbox", "loss_bbox_rf"),
+        fields=("loss_cls", "loss_cls_fl", "loss_bbox", "loss_bbox_refine"),
+    ),
 }
 
 SOFTMAX = {
@@ -196,8 +211,9 @@ def outputs_for(head, batch=2, dtype=np.float32, seed=0, sizes=SIZES, layers=LAY
         return tuple(rng.normal(0, 1, (batch, *size, *shape)).astype(dtype) for size in sizes)
 
     parts = {name: maps(channels) for name, channels in head.channels.items()}
-    if isinstance(head, FCOSHead):  # Distances are positive.
-        parts["bbox_preds"] = tuple(np.abs(8 * x).astype(dtype) for x in parts["bbox_preds"])
+    if isinstance(head, FCOSHead | VFNetHead):  # Distances are positive.
+        for name in {"bbox_preds", head.detected_boxes}:
+            parts[name] = tuple(np.abs(8 * x).astype(dtype) for x in parts[name])
     return HeadOutputs(**parts)
 
 

@@ -27,7 +27,7 @@ ELSEWHERE = {
         SCNetBBoxHead SCNetMaskHead SCNetRoIHead SCNetSemanticHead SOLOHead SOLOV2Head
         SSDAnchorGenerator SSDHead ScoreHLRSampler SimOTAAssigner SparseRoIHead
         StageCascadeRPNHead TOODHead TaskAlignedAssigner TopkHungarianAssigner
-        UniformAssigner VFNetHead YOLACTHead YOLOAnchorGenerator YOLOBBoxCoder YOLOFHead
+        UniformAssigner YOLACTHead YOLOAnchorGenerator YOLOBBoxCoder YOLOFHead
         YOLOV3Head YOLOXHead
         """,
     "mmrotate": """

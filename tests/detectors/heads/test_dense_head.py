@@ -60,12 +60,15 @@ def test_image_shapes_are_what_the_finest_cells_cover_unless_given(name):
 
 def with_strides(name, strides):
     """The head with the levels of these strides alone."""
-    config = ROWS[name].config
+    config, changes = ROWS[name].config, {}
     if ROWS[name].anchors():
-        generator = {**config["anchor_generator"], "strides": strides}
-        return ROWS[name].head(anchor_generator=generator)
-    ranges = dict(zip(config["strides"], config["regress_ranges"], strict=True))
-    return ROWS[name].head(strides=strides, regress_ranges=[ranges[s] for s in strides])
+        changes["anchor_generator"] = {**config["anchor_generator"], "strides": strides}
+    if "strides" in config:
+        changes["strides"] = strides
+    if "regress_ranges" in config:
+        ranges = dict(zip(config["strides"], config["regress_ranges"], strict=True))
+        changes["regress_ranges"] = [ranges[s] for s in strides]
+    return ROWS[name].head(**changes)
 
 
 @every_head
@@ -125,7 +128,7 @@ def rows_of(maps, channels):
 def boxes_by_hand(head, outputs):
     """Boxes in pixels, before the clip, in NumPy."""
     grid = head.grid(((4, 6), (2, 3)), np.float32)
-    preds = rows_of(outputs.bbox_preds, head.box_channels)
+    preds = rows_of(getattr(outputs, head.detected_boxes), head.box_channels)
     if isinstance(head, HEADS["RetinaHead"] | HEADS["ATSSHead"] | HEADS["RPNHead"]):
         coder = head.bbox_coder
         deltas = preds * np.array(coder.target_stds) + np.array(coder.target_means)
@@ -134,12 +137,13 @@ def boxes_by_hand(head, outputs):
         half = size * np.exp(deltas[..., 2:]) / 2
         return np.concatenate([middle - half, middle + half], axis=-1)
     points = grid.priors
-    if isinstance(head, HEADS["GFLHead"]):
+    if points.shape[1] == 4:
         points = (grid.priors[:, :2] + grid.priors[:, 2:]) / 2
+    if isinstance(head, HEADS["GFLHead"]):
         bins = np.exp(preds.reshape(2, -1, 4, head.reg_max + 1).astype(np.float64))
         bins /= bins.sum(-1, keepdims=True)
         preds = (bins * np.arange(head.reg_max + 1)).sum(-1) * grid.strides[:, None]
-    elif head.norm_on_bbox:
+    elif getattr(head, "norm_on_bbox", False):
         preds = preds * grid.strides[:, None]
     return np.concatenate([points - preds[..., :2], points + preds[..., 2:]], axis=-1)
 
@@ -195,7 +199,7 @@ def test_vmap_over_the_exponent_of_the_class_loss(name):
     batch = batch_for(row.head())
 
     def loss(loss_weight, gamma):
-        changed = {"type": row.config["loss_cls"]["type"], "loss_weight": loss_weight}
+        changed = {**row.config["loss_cls"], "loss_weight": loss_weight}
         changed["beta" if "Quality" in changed["type"] else "gamma"] = gamma
         return row.head(loss_cls=changed).loss(*batch)
 

@@ -33,7 +33,9 @@ class Criterion:
         self.levels = [slice(e - n, e) for n, e in zip(level_sizes, ends, strict=True)]
         self.losses: Losses = {}
 
-    def add(self, name: str, pred: Any, target: Any, weight: jax.Array, avg_factor: Number) -> None:
+    def add(
+        self, name: str, pred: Any, target: Any, weight: jax.Array | None, avg_factor: Number
+    ) -> None:
         """Calls the loss of that name on arrays (B, N, ...), made arrays (B · N, ...).
 
         A loss that gives several values by name (`SeesawLoss`) adds them by their own names.
@@ -46,7 +48,7 @@ class Criterion:
           name: The field of the head that holds the loss.
           pred: (B, N, ...), or a list of (B, n, ...), one for each level.
           target: An array (B, N, ...), or a tuple of them.
-          weight: (B, N) or (B, N, ...).
+          weight: (B, N) or (B, N, ...). None counts all rows alike.
           avg_factor: What the sum over the whole batch is divided by.
         """
         loss, values = getattr(self.head, name), []

@@ -48,6 +48,8 @@ class DenseHead(Head):
 
     # Whether detections suppress each other level by level and by no score, as in mmdet's RPN.
     suppresses_by_level: ClassVar[bool] = False
+    # The output that holds the boxes of detections.
+    detected_boxes: ClassVar[str] = "bbox_preds"
     # The fields of its outputs that are no maps of the levels' priors.
     other_outputs: ClassVar[tuple[str, ...]] = ()
 
@@ -175,7 +177,7 @@ class DenseHead(Head):
         scores = self.scores(maps["cls_scores"].astype(grid.priors.dtype))
         for name in sorted(maps.keys() & _LOGITS_OF_PRIORS):
             scores *= jax.nn.sigmoid(maps[name].astype(scores.dtype))
-        return Detections(self.boxes(grid, maps["bbox_preds"], image_shapes), scores)
+        return Detections(self.boxes(grid, maps[self.detected_boxes], image_shapes), scores)
 
     @compiled
     def detect(
@@ -288,7 +290,7 @@ class DenseHead(Head):
                     priors=jnp.asarray(grid.priors)[places],
                     strides=jnp.asarray(grid.strides)[places],
                 ),
-                chosen["bbox_preds"][None],
+                chosen[self.detected_boxes][None],
                 None if shape is None else shape[None],
             )[0]
             exists = scores > -jnp.inf
