@@ -150,6 +150,18 @@ ROWS = {
         names=("loss_cls", "loss_bbox", "loss_bbox_rf"),
         fields=("loss_cls", "loss_cls_fl", "loss_bbox", "loss_bbox_refine"),
     ),
+    "YOLOXHead": Row(
+        {
+            "type": "YOLOXHead",
+            "num_classes": CLASSES,
+            "strides": [8, 16],
+            "loss_cls": {"type": "CrossEntropyLoss", "use_sigmoid": True, "reduction": "sum"},
+            "loss_bbox": {"type": "IoULoss", "mode": "square", "eps": 1e-16, "reduction": "sum"},
+            "use_l1": True,
+        },
+        names=("loss_cls", "loss_bbox", "loss_obj", "loss_l1"),
+        train_cfg={"assigner": {"type": "SimOTAAssigner"}},
+    ),
 }
 
 SOFTMAX = {

@@ -28,7 +28,7 @@ ELSEWHERE = {
         SSDAnchorGenerator SSDHead ScoreHLRSampler SparseRoIHead
         StageCascadeRPNHead TOODHead TaskAlignedAssigner TopkHungarianAssigner
         UniformAssigner YOLACTHead YOLOAnchorGenerator YOLOBBoxCoder YOLOFHead
-        YOLOV3Head YOLOXHead
+        YOLOV3Head
         """,
     "mmrotate": """
         ATSSKldAssigner ATSSObbAssigner AngleBranchRetinaHead BCConvexGIoULoss CFAHead

@@ -76,6 +76,7 @@ from visdet_jax.detectors.heads.roi_head import StandardRoIHead as StandardRoIHe
 from visdet_jax.detectors.heads.roi_head import TridentRoIHead as TridentRoIHead
 from visdet_jax.detectors.heads.rpn import RPNHead as RPNHead
 from visdet_jax.detectors.heads.vfnet import VFNetHead as VFNetHead
+from visdet_jax.detectors.heads.yolox import YOLOXHead as YOLOXHead
 from visdet_jax.detectors.postprocessing import NMS as NMS
 from visdet_jax.detectors.postprocessing import ProposalConfig as ProposalConfig
 from visdet_jax.detectors.postprocessing import SoftNMS as SoftNMS

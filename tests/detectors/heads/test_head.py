@@ -317,7 +317,8 @@ def test_a_head_is_frozen_hashable_and_without_leaves(name):
     head, twin = EVERY_ROW[name].head(), EVERY_ROW[name].head()
     assert head == twin
     assert hash(head) == hash(twin)
-    assert head != EVERY_ROW[name].head(loss_bbox={"type": "L1Loss", "loss_weight": 7.0})
+    heavier = {**EVERY_ROW[name].config["loss_bbox"], "loss_weight": 7.0}
+    assert head != EVERY_ROW[name].head(loss_bbox=heavier)
     assert jax.tree.leaves(head) == []
     with pytest.raises(dataclasses.FrozenInstanceError):
         head.num_classes = 4

@@ -52,6 +52,10 @@ class Criterion:
           avg_factor: What the sum over the whole batch is divided by.
         """
         loss, values = getattr(self.head, name), []
+        options: dict[str, Any] = {"axis_name": self.axis_name}
+        if self.head.sums_losses:
+            options["reduction_override"] = "mean"
+            avg_factor -= AVG_FACTOR_EPS  # The loss adds it again.
         avg_factor = avg_factor_of_device(avg_factor, self.axis_name)
         if isinstance(pred, list):
             preds, levels = pred, self.levels
@@ -62,7 +66,7 @@ class Criterion:
         for part, level in zip(preds, levels, strict=True):
             rows = jax.tree.map(lambda x, level=level: _flat(x[:, level]), (target, weight))
             value, self.state[name] = loss.update(
-                self.state[name], _flat(part), *rows, avg_factor, axis_name=self.axis_name
+                self.state[name], _flat(part), *rows, avg_factor, **options
             )
             values.append(value)
         total = jax.tree.map(lambda *parts: functools.reduce(operator.add, parts), *values)
