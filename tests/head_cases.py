@@ -40,6 +40,8 @@ class Row:
     train_cfg: Any = field(default_factory=lambda: {"assigner": ATSS})
     # The fields that hold the losses, where they have other names than the losses.
     fields: tuple = ()
+    # The loss of all priors or queries, with and without a box, and the outputs that it is of.
+    of_all: tuple = ("loss_cls", "cls_scores")
 
     def head(self, **changes):
         return build_head({**self.config, **changes}, self.train_cfg)
@@ -161,6 +163,7 @@ ROWS = {
         },
         names=("loss_cls", "loss_bbox", "loss_obj", "loss_l1"),
         train_cfg={"assigner": {"type": "SimOTAAssigner"}},
+        of_all=("loss_obj", "objectnesses"),
     ),
 }
 

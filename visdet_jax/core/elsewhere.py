@@ -26,7 +26,7 @@ ELSEWHERE = {
         RegionAssigner RepPointsHead RoIEmbedHead RoITrackHead SABLHead SABLRetinaHead
         SCNetBBoxHead SCNetMaskHead SCNetRoIHead SCNetSemanticHead SOLOHead SOLOV2Head
         SSDAnchorGenerator SSDHead ScoreHLRSampler SparseRoIHead
-        StageCascadeRPNHead TOODHead TaskAlignedAssigner TopkHungarianAssigner
+        StageCascadeRPNHead TopkHungarianAssigner
         UniformAssigner YOLACTHead YOLOAnchorGenerator YOLOBBoxCoder YOLOFHead
         YOLOV3Head
         """,
@@ -46,7 +46,7 @@ ELSEWHERE = {
         S2ARefineHead SAMRepPointsHead SASAssigner SmoothFocalLoss SpatialBorderLoss
         """,
     "mmyolo": """
-        BatchATSSAssigner BatchTaskAlignedAssigner
+        BatchATSSAssigner
         DistanceAnglePointCoder OksLoss PPYOLOEHead PoseSimOTAAssigner RTMDetRotatedHead
         YOLOXBBoxCoder YOLOXPoseHead YOLOv5BBoxCoder YOLOv5Head YOLOv5InsHead YOLOv6Head
         YOLOv7Head YOLOv8Head

@@ -71,8 +71,9 @@ def assert_sound(name, losses, gradient):
     for x in jax.tree.leaves((losses, gradient)):
         assert np.isfinite(x).all()
     assert all(loss.shape == () and loss.dtype == jnp.float32 for loss in losses.values())
-    assert losses[EVERY_ROW[name].key("loss_cls")] > 0
-    assert any(np.any(x) for x in jax.tree.leaves(gradient.cls_scores))
+    of_all, logits = EVERY_ROW[name].of_all
+    assert losses[EVERY_ROW[name].key(of_all)] > 0
+    assert any(np.any(x) for x in jax.tree.leaves(getattr(gradient, logits)))
 
 
 def with_boxes(*images):
