@@ -14,7 +14,15 @@ import jax
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from visdet_jax.detectors import DETRHead, DETROutputs, FCOSHead, HeadOutputs, VFNetHead, build_head
+from visdet_jax.detectors import (
+    DETRHead,
+    DETROutputs,
+    FCOSHead,
+    HeadOutputs,
+    TOODHead,
+    VFNetHead,
+    build_head,
+)
 
 CLASSES = 3
 SIZES = ((4, 6), (2, 3))
@@ -165,6 +173,19 @@ ROWS = {
         train_cfg={"assigner": {"type": "SimOTAAssigner"}},
         of_all=("loss_obj", "objectnesses"),
     ),
+    "TOODHead": Row(
+        {
+            "type": "TOODHead",
+            "num_classes": CLASSES,
+            "anchor_generator": ANCHORS,
+            "loss_cls": {"type": "QualityFocalLoss", "activated": True},
+            "loss_bbox": GIOU,
+        },
+        names=("loss_cls", "loss_bbox"),
+        fields=("loss_cls", "initial_loss_cls", "loss_bbox"),
+        # So that no epoch has to be given. For both phases see test_tood.py.
+        train_cfg={"assigner": {"type": "TaskAlignedAssigner"}, "initial_epoch": 0},
+    ),
 }
 
 SOFTMAX = {
@@ -229,7 +250,17 @@ def outputs_for(head, batch=2, dtype=np.float32, seed=0, sizes=SIZES, layers=LAY
     if isinstance(head, FCOSHead | VFNetHead):  # Distances are positive.
         for name in {"bbox_preds", head.detected_boxes}:
             parts[name] = tuple(np.abs(8 * x).astype(dtype) for x in parts[name])
+    if isinstance(head, TOODHead):  # Probabilities, and boxes in strides.
+        parts["cls_scores"] = tuple(1 / (1 + np.exp(-x)) for x in parts["cls_scores"])
+        parts["bbox_preds"] = tuple(map(boxes_around_cells, parts["bbox_preds"]))
     return HeadOutputs(**parts)
+
+
+def boxes_around_cells(x):
+    """Boxes (B, H, W, 4) of numbers of that shape, in strides."""
+    rows, columns = np.mgrid[: x.shape[1], : x.shape[2]].astype(x.dtype)
+    middle = np.stack([columns, rows], axis=-1)
+    return np.concatenate([middle - np.abs(x[..., :2]), middle + np.abs(x[..., 2:])], axis=-1)
 
 
 def boxes_for(counts, rows, dtype=np.float32, seed=0):

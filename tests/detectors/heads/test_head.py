@@ -177,6 +177,9 @@ def test_extreme_outputs(name):
         far = jax.tree.map(lambda x, size=size: np.sign(x) * np.float32(size), outputs)
         if name == "FCOSHead":  # Distances are positive.
             far = far._replace(bbox_preds=jax.tree.map(np.abs, far.bbox_preds))
+        if name == "TOODHead":  # Classes are probabilities.
+            clipped = jax.tree.map(lambda x: np.clip(x, 0, 1), far.cls_scores)
+            far = far._replace(cls_scores=clipped)
         losses, gradient = compiled(head)(far, *truth)
         for x in jax.tree.leaves((losses, gradient, head.decode(far, truth[-1]))):
             assert np.isfinite(x).all(), size

@@ -115,12 +115,8 @@ class TOODHead(AnchorHead):
         Raises: ValueError, TypeError for shapes and types that do not fit; ValueError for an epoch
           that is missing.
         """
-        targets = self.targets(
-            outputs, gt_boxes, gt_labels, image_shapes, pad_shapes, epoch=epoch
-        )
-        return self.losses_of(
-            state, outputs, targets, axis_name, initial=self._is_initial(epoch)
-        )
+        targets = self.targets(outputs, gt_boxes, gt_labels, image_shapes, pad_shapes, epoch=epoch)
+        return self.losses_of(state, outputs, targets, axis_name, initial=self._is_initial(epoch))
 
     loss = without_state(update)  # type: ignore[arg-type]
 
