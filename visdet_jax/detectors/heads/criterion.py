@@ -23,15 +23,22 @@ class Criterion:
       state: The losses' states by name.
       level_sizes: How many rows each level has.
       axis_name: The mesh axis, or axes, over which the batch is spread.
+      options: What a head's `compute` needs to know of the call besides, by name.
     """
 
     def __init__(
-        self, head: Any, state: States, level_sizes: tuple[int, ...], axis_name: AxisName
+        self,
+        head: Any,
+        state: States,
+        level_sizes: tuple[int, ...],
+        axis_name: AxisName,
+        options: dict[str, Any] | None = None,
     ) -> None:
         self.head, self.state, self.axis_name = head, dict(state), axis_name
         ends = np.cumsum(level_sizes)
         self.levels = [slice(e - n, e) for n, e in zip(level_sizes, ends, strict=True)]
         self.losses: Losses = {}
+        self.options = options or {}
 
     def add(
         self, name: str, pred: Any, target: Any, weight: jax.Array | None, avg_factor: Number

@@ -104,10 +104,13 @@ class DenseHead(Head):
         axis_name: AxisName,
         **options: Any,
     ) -> tuple[Losses, States]:
-        """(losses, next state) of outputs whose targets are known; `options` are `compute`'s."""
+        """(losses, next state) of outputs whose targets are known.
+
+        `options` are what `compute` finds in `criterion.options`.
+        """
         self.check_state(state)
         grid, maps = self._grid(outputs), self._maps(outputs)
-        criterion = Criterion(self, state, grid.level_sizes, axis_name)
+        criterion = Criterion(self, state, grid.level_sizes, axis_name, options)
         joined = {
             name: jnp.concatenate(levels, axis=1)
             for name, levels in maps.items()
@@ -120,7 +123,7 @@ class DenseHead(Head):
             targets=targets,
             **{name: x[..., 0] if name in _LOGITS_OF_PRIORS else x for name, x in joined.items()},
         )
-        self.compute(criterion, rows, **options)
+        self.compute(criterion, rows)
         return criterion.losses, criterion.state
 
     @compiled
@@ -223,8 +226,8 @@ class DenseHead(Head):
         """The targets (N, ...) of one image."""
         raise NotImplementedError(f"{type(self).__name__} must define assign")
 
-    def compute(self, criterion: Criterion, rows: Rows, **options: Any) -> None:
-        """Adds each loss to the criterion; a head may have options of its own."""
+    def compute(self, criterion: Criterion, rows: Rows) -> None:
+        """Adds each loss to the criterion."""
         raise NotImplementedError(f"{type(self).__name__} must define compute")
 
     def boxes(self, grid: Grid, bbox_preds: jax.Array, image_shapes: Any) -> jax.Array:

@@ -168,7 +168,12 @@ class FCOSRPNHead(FCOSHead, FirstStage):
     test_cfg: ProposalConfig = ProposalConfig()
 
     def losses_of(
-        self, state: States, outputs: HeadOutputs, targets: HeadTargets, axis_name: AxisName
+        self,
+        state: States,
+        outputs: HeadOutputs,
+        targets: HeadTargets,
+        axis_name: AxisName,
+        **options: Any,
     ) -> tuple[Losses, States]:
-        losses, state = super().losses_of(state, outputs, targets, axis_name)
+        losses, state = super().losses_of(state, outputs, targets, axis_name, **options)
         return {f"rpn_{name}": value for name, value in losses.items()}, state

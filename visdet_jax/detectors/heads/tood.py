@@ -193,9 +193,8 @@ class TOODHead(AnchorHead):
         )
         return self._targets_of(found, image)
 
-    def compute(
-        self, criterion: Criterion, rows: Rows, *, initial: Any = False, **options: Any
-    ) -> None:
+    def compute(self, criterion: Criterion, rows: Rows) -> None:
+        initial = criterion.options["initial"]
         targets, strides = rows.targets, rows.strides[..., None]
         metrics: Any = targets.metrics
         labels, weight = targets.labels, targets.label_weights

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from visdet_jax.boxes.formats import clip_to_image, convert_boxes
+from visdet_jax.core.dtypes import as_dtype
 from visdet_jax.core.hyperparameters import Range
 from visdet_jax.detectors.assigners.assigner import pick
 from visdet_jax.detectors.assigners.predictions import PredictionAssigner
@@ -59,7 +60,8 @@ class YOLOXHead(DenseHead):
       loss_bbox: Loss of the boxes as x1, y1, x2, y2, in pixels.
       loss_obj: Loss of the objectness logits, whose targets are 0 or 1.
       loss_l1: Loss of the outputs themselves. All four losses need the reduction "sum".
-      use_l1: Whether `loss_l1` counts, unless a call says it. mmdet turns it on for the last epochs.
+      use_l1: Whether `loss_l1` counts, unless a call says it: mmdet turns it on for the last
+        epochs.
       assigner: Gives boxes their cells by what was predicted.
 
     Source: Ge et al. 2021, https://arxiv.org/abs/2107.08430; mmdet's `YOLOXHead`
@@ -137,7 +139,7 @@ class YOLOXHead(DenseHead):
         strides = jnp.asarray(grid.strides)
         raw = jnp.concatenate(image.outputs["bbox_preds"])
         logits = (image.outputs[name] for name in ("cls_scores", "objectnesses"))
-        scores = [_joint_scores(*level, strides.dtype) for level in zip(*logits, strict=True)]
+        scores = [_joint_scores(x, y, strides.dtype) for x, y in zip(*logits, strict=True)]
         found = self.assigner.assign_predictions(
             jnp.asarray(grid.priors) + strides[:, None] / 2,
             strides,
@@ -149,9 +151,7 @@ class YOLOXHead(DenseHead):
         boxes = pick(image.gt_boxes, found.gt_inds)
         return self.make_targets(found.gt_inds, found.labels, boxes, metrics=found.metrics)
 
-    def compute(
-        self, criterion: Criterion, rows: Rows, *, use_l1: Any = False, **options: Any
-    ) -> None:
+    def compute(self, criterion: Criterion, rows: Rows) -> None:
         targets, objectnesses = rows.targets, rows.objectnesses
         quality: Any = targets.metrics
         positive = targets.bbox_weights
@@ -165,7 +165,7 @@ class YOLOXHead(DenseHead):
         learnt = _as_predicted(rows.priors, rows.strides, targets.bbox_targets)
         criterion.add("loss_l1", rows.bbox_preds, learnt, positive, count)
         loss_l1 = criterion.losses["loss_l1"]
-        criterion.losses["loss_l1"] = loss_l1 * jnp.asarray(use_l1).astype(loss_l1.dtype)
+        criterion.losses["loss_l1"] = loss_l1 * as_dtype(loss_l1.dtype, criterion.options["use_l1"])
 
     def boxes(self, grid: Grid, bbox_preds: jax.Array, image_shapes: Any) -> jax.Array:
         points, strides = jnp.asarray(grid.priors[None]), jnp.asarray(grid.strides[None])
