@@ -14,7 +14,15 @@ import jax
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from visdet_jax.detectors import DETRHead, DETROutputs, FCOSHead, HeadOutputs, build_head
+from visdet_jax.detectors import (
+    DETRHead,
+    DETROutputs,
+    FCOSHead,
+    HeadOutputs,
+    TOODHead,
+    VFNetHead,
+    build_head,
+)
 
 CLASSES = 3
 SIZES = ((4, 6), (2, 3))
@@ -38,6 +46,10 @@ class Row:
     config: dict
     names: tuple = ("loss_cls", "loss_bbox", "loss_centerness")
     train_cfg: Any = field(default_factory=lambda: {"assigner": ATSS})
+    # The fields that hold the losses, where they have other names than the losses.
+    fields: tuple = ()
+    # The loss of all priors or queries, with and without a box, and the outputs that it is of.
+    of_all: tuple = ("loss_cls", "cls_scores")
 
     def head(self, **changes):
         return build_head({**self.config, **changes}, self.train_cfg)
@@ -135,6 +147,45 @@ ROWS = {
         },
         names=("loss_cls", "loss_bbox", "loss_dfl"),
     ),
+    "VFNetHead": Row(
+        {
+            "type": "VFNetHead",
+            "num_classes": CLASSES,
+            "strides": [8, 16],
+            "anchor_generator": ANCHORS,
+            "loss_cls": {"type": "VarifocalLoss"},
+            "loss_bbox": GIOU,
+            "loss_bbox_refine": GIOU,
+        },
+        names=("loss_cls", "loss_bbox", "loss_bbox_rf"),
+        fields=("loss_cls", "loss_cls_fl", "loss_bbox", "loss_bbox_refine"),
+    ),
+    "YOLOXHead": Row(
+        {
+            "type": "YOLOXHead",
+            "num_classes": CLASSES,
+            "strides": [8, 16],
+            "loss_cls": {"type": "CrossEntropyLoss", "use_sigmoid": True, "reduction": "sum"},
+            "loss_bbox": {"type": "IoULoss", "mode": "square", "eps": 1e-16, "reduction": "sum"},
+            "use_l1": True,
+        },
+        names=("loss_cls", "loss_bbox", "loss_obj", "loss_l1"),
+        train_cfg={"assigner": {"type": "SimOTAAssigner"}},
+        of_all=("loss_obj", "objectnesses"),
+    ),
+    "TOODHead": Row(
+        {
+            "type": "TOODHead",
+            "num_classes": CLASSES,
+            "anchor_generator": ANCHORS,
+            "loss_cls": {"type": "QualityFocalLoss", "activated": True},
+            "loss_bbox": GIOU,
+        },
+        names=("loss_cls", "loss_bbox"),
+        fields=("loss_cls", "initial_loss_cls", "loss_bbox"),
+        # So that no epoch has to be given. For both phases see test_tood.py.
+        train_cfg={"assigner": {"type": "TaskAlignedAssigner"}, "initial_epoch": 0},
+    ),
 }
 
 SOFTMAX = {
@@ -196,9 +247,20 @@ def outputs_for(head, batch=2, dtype=np.float32, seed=0, sizes=SIZES, layers=LAY
         return tuple(rng.normal(0, 1, (batch, *size, *shape)).astype(dtype) for size in sizes)
 
     parts = {name: maps(channels) for name, channels in head.channels.items()}
-    if isinstance(head, FCOSHead):  # Distances are positive.
-        parts["bbox_preds"] = tuple(np.abs(8 * x).astype(dtype) for x in parts["bbox_preds"])
+    if isinstance(head, FCOSHead | VFNetHead):  # Distances are positive.
+        for name in {"bbox_preds", head.detected_boxes}:
+            parts[name] = tuple(np.abs(8 * x).astype(dtype) for x in parts[name])
+    if isinstance(head, TOODHead):  # Probabilities, and boxes in strides.
+        parts["cls_scores"] = tuple(1 / (1 + np.exp(-x)) for x in parts["cls_scores"])
+        parts["bbox_preds"] = tuple(map(boxes_around_cells, parts["bbox_preds"]))
     return HeadOutputs(**parts)
+
+
+def boxes_around_cells(x):
+    """Boxes (B, H, W, 4) of numbers of that shape, in strides."""
+    rows, columns = np.mgrid[: x.shape[1], : x.shape[2]].astype(x.dtype)
+    middle = np.stack([columns, rows], axis=-1)
+    return np.concatenate([middle - np.abs(x[..., :2]), middle + np.abs(x[..., 2:])], axis=-1)
 
 
 def boxes_for(counts, rows, dtype=np.float32, seed=0):

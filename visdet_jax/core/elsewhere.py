@@ -26,9 +26,9 @@ ELSEWHERE = {
         RegionAssigner RepPointsHead RoIEmbedHead RoITrackHead SABLHead SABLRetinaHead
         SCNetBBoxHead SCNetMaskHead SCNetRoIHead SCNetSemanticHead SOLOHead SOLOV2Head
         SSDAnchorGenerator SSDHead ScoreHLRSampler SparseRoIHead
-        StageCascadeRPNHead TOODHead TopkHungarianAssigner
-        UniformAssigner VFNetHead YOLACTHead YOLOAnchorGenerator YOLOBBoxCoder YOLOFHead
-        YOLOV3Head YOLOXHead
+        StageCascadeRPNHead TopkHungarianAssigner
+        UniformAssigner YOLACTHead YOLOAnchorGenerator YOLOBBoxCoder YOLOFHead
+        YOLOV3Head
         """,
     "mmrotate": """
         ATSSKldAssigner ATSSObbAssigner AngleBranchRetinaHead BCConvexGIoULoss CFAHead
@@ -46,7 +46,7 @@ ELSEWHERE = {
         S2ARefineHead SAMRepPointsHead SASAssigner SmoothFocalLoss SpatialBorderLoss
         """,
     "mmyolo": """
-        BatchATSSAssigner BatchTaskAlignedAssigner
+        BatchATSSAssigner
         DistanceAnglePointCoder OksLoss PPYOLOEHead PoseSimOTAAssigner RTMDetRotatedHead
         YOLOXBBoxCoder YOLOXPoseHead YOLOv5BBoxCoder YOLOv5Head YOLOv5InsHead YOLOv6Head
         YOLOv7Head YOLOv8Head

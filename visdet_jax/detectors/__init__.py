@@ -89,6 +89,9 @@ from visdet_jax.detectors.heads.roi_head import DoubleHeadRoIHead as DoubleHeadR
 from visdet_jax.detectors.heads.roi_head import StandardRoIHead as StandardRoIHead
 from visdet_jax.detectors.heads.roi_head import TridentRoIHead as TridentRoIHead
 from visdet_jax.detectors.heads.rpn import RPNHead as RPNHead
+from visdet_jax.detectors.heads.tood import TOODHead as TOODHead
+from visdet_jax.detectors.heads.vfnet import VFNetHead as VFNetHead
+from visdet_jax.detectors.heads.yolox import YOLOXHead as YOLOXHead
 from visdet_jax.detectors.postprocessing import NMS as NMS
 from visdet_jax.detectors.postprocessing import ProposalConfig as ProposalConfig
 from visdet_jax.detectors.postprocessing import SoftNMS as SoftNMS

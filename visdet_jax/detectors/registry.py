@@ -49,6 +49,11 @@ NETWORK_KEYS = (
     "predictor_cfg",
     "inner_channels",
     "end_level",
+    "use_depthwise",
+    "num_dcn",
+    "anchor_type",
+    "gradient_mul",
+    "bbox_norm_type",
 )
 
 TASK_UTILS = Registry("task util")

@@ -30,7 +30,11 @@ close = functools.partial(chex.assert_trees_all_close, rtol=1e-5, atol=1e-7)
 every_head = pytest.mark.parametrize("name", few(ROWS, FEW))
 
 
-@every_head
+# Heads whose assigner looks at the class scores too.
+BY_SCORES = ("YOLOXHead", "TOODHead")
+
+
+@pytest.mark.parametrize("name", few([name for name in ROWS if name not in BY_SCORES], FEW))
 def test_a_box_loss_is_of_the_boxes_alone(name):
     """Another label, and more padding, leave the box loss and the box gradient as they are."""
     head = ROWS[name].head()
@@ -60,12 +64,15 @@ def test_image_shapes_are_what_the_finest_cells_cover_unless_given(name):
 
 def with_strides(name, strides):
     """The head with the levels of these strides alone."""
-    config = ROWS[name].config
+    config, changes = ROWS[name].config, {}
     if ROWS[name].anchors():
-        generator = {**config["anchor_generator"], "strides": strides}
-        return ROWS[name].head(anchor_generator=generator)
-    ranges = dict(zip(config["strides"], config["regress_ranges"], strict=True))
-    return ROWS[name].head(strides=strides, regress_ranges=[ranges[s] for s in strides])
+        changes["anchor_generator"] = {**config["anchor_generator"], "strides": strides}
+    if "strides" in config:
+        changes["strides"] = strides
+    if "regress_ranges" in config:
+        ranges = dict(zip(config["strides"], config["regress_ranges"], strict=True))
+        changes["regress_ranges"] = [ranges[s] for s in strides]
+    return ROWS[name].head(**changes)
 
 
 @every_head
@@ -122,10 +129,22 @@ def rows_of(maps, channels):
     return np.concatenate([x.reshape(2, -1, channels) for x in maps], axis=1)
 
 
+def probabilities(head, outputs):
+    """Those of the classes, which TOOD has as its outputs."""
+    scores = rows_of(outputs.cls_scores, head.num_classes)
+    return scores if isinstance(head, HEADS["TOODHead"]) else sigmoid(scores)
+
+
 def boxes_by_hand(head, outputs):
     """Boxes in pixels, before the clip, in NumPy."""
     grid = head.grid(((4, 6), (2, 3)), np.float32)
-    preds = rows_of(outputs.bbox_preds, head.box_channels)
+    preds = rows_of(getattr(outputs, head.detected_boxes), head.box_channels)
+    if isinstance(head, HEADS["TOODHead"]):
+        return preds * grid.strides[:, None]
+    if isinstance(head, HEADS["YOLOXHead"]):
+        middle = grid.priors + preds[..., :2] * grid.strides[:, None]
+        half = np.exp(preds[..., 2:]) * grid.strides[:, None] / 2
+        return np.concatenate([middle - half, middle + half], axis=-1)
     if isinstance(head, HEADS["RetinaHead"] | HEADS["ATSSHead"] | HEADS["RPNHead"]):
         coder = head.bbox_coder
         deltas = preds * np.array(coder.target_stds) + np.array(coder.target_means)
@@ -134,12 +153,13 @@ def boxes_by_hand(head, outputs):
         half = size * np.exp(deltas[..., 2:]) / 2
         return np.concatenate([middle - half, middle + half], axis=-1)
     points = grid.priors
-    if isinstance(head, HEADS["GFLHead"]):
+    if points.shape[1] == 4:
         points = (grid.priors[:, :2] + grid.priors[:, 2:]) / 2
+    if isinstance(head, HEADS["GFLHead"]):
         bins = np.exp(preds.reshape(2, -1, 4, head.reg_max + 1).astype(np.float64))
         bins /= bins.sum(-1, keepdims=True)
         preds = (bins * np.arange(head.reg_max + 1)).sum(-1) * grid.strides[:, None]
-    elif head.norm_on_bbox:
+    elif getattr(head, "norm_on_bbox", False):
         preds = preds * grid.strides[:, None]
     return np.concatenate([points - preds[..., :2], points + preds[..., 2:]], axis=-1)
 
@@ -159,9 +179,9 @@ def test_decode(name, changes):
     np.testing.assert_allclose(clipped, np.clip(expected, 0, limits), rtol=1e-4, atol=1e-3)
     one_for_all = head.decode(outputs, (20, 30))
     np.testing.assert_array_equal(one_for_all.boxes[0], clipped[0])
-    by_class = sigmoid(rows_of(outputs.cls_scores, head.num_classes))
-    if outputs.centernesses is not None:
-        by_class *= sigmoid(rows_of(outputs.centernesses, 1))
+    by_class = probabilities(head, outputs)
+    if (factors := outputs.centernesses or outputs.objectnesses) is not None:
+        by_class *= sigmoid(rows_of(factors, 1))
     np.testing.assert_allclose(scores, by_class, rtol=1e-5)
     np.testing.assert_array_equal(same, scores)
 
@@ -189,13 +209,16 @@ def test_the_box_of_a_target_is_the_ground_truth(name):
 # Hyperparameters of the class loss.
 
 
-@every_head
+HAVE_EXPONENT = [n for n in ROWS if ROWS[n].config["loss_cls"]["type"] != "CrossEntropyLoss"]
+
+
+@pytest.mark.parametrize("name", few(HAVE_EXPONENT, FEW))
 def test_vmap_over_the_exponent_of_the_class_loss(name):
     row = ROWS[name]
     batch = batch_for(row.head())
 
     def loss(loss_weight, gamma):
-        changed = {"type": row.config["loss_cls"]["type"], "loss_weight": loss_weight}
+        changed = {**row.config["loss_cls"], "loss_weight": loss_weight}
         changed["beta" if "Quality" in changed["type"] else "gamma"] = gamma
         return row.head(loss_cls=changed).loss(*batch)
 
@@ -301,7 +324,10 @@ def detections_by_hand(head, outputs, config):
     all_boxes, factors = np.asarray(found.boxes), np.ones(found.scores.shape[:2])
     if outputs.centernesses is not None:
         factors = sigmoid(rows_of(outputs.centernesses, 1))[..., 0]
-    scores = sigmoid(rows_of(outputs.cls_scores, head.num_classes))
+    scores = probabilities(head, outputs)
+    if head.detects_best_class:
+        best = scores == scores.max(-1, keepdims=True)
+        scores = np.where(best, scores * sigmoid(rows_of(outputs.objectnesses, 1)), -1)
     ends = np.cumsum(head.grid(((4, 6), (2, 3)), np.float32).level_sizes)
     images = []
     for i in range(2):

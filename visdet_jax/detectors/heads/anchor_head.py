@@ -74,13 +74,11 @@ class AnchorHead(DenseHead):
 
     def assign(self, grid: Grid, image: Image) -> HeadTargets:
         anchors = jnp.asarray(grid.priors)
-        border = as_dtype(anchors.dtype, self.allowed_border)
-        inside = (border < 0) | inside_flags(anchors, image.image_shape, border)
         found = self.assigner.assign(
             anchors,
             image.gt_boxes,
             image.gt_labels,
-            valid_flags(grid, image.pad_shape) & inside,
+            self.taking_part(grid, image),
             level_sizes=grid.level_sizes,
         )
         boxes = pick(image.gt_boxes, found.gt_inds)
@@ -91,6 +89,13 @@ class AnchorHead(DenseHead):
         return self.make_targets(
             found.gt_inds, found.labels, learnt, centerness, pos_weight=self.pos_weight
         )
+
+    def taking_part(self, grid: Grid, image: Image) -> jax.Array:
+        """Which anchors (N,) take part: those of cells in the image, within `allowed_border`."""
+        anchors = jnp.asarray(grid.priors)
+        border = as_dtype(anchors.dtype, self.allowed_border)
+        inside = (border < 0) | inside_flags(anchors, image.image_shape, border)
+        return valid_flags(grid, image.pad_shape) & inside
 
     def compute(self, criterion: Criterion, rows: Rows) -> None:
         targets, count = rows.targets, self.count(criterion, rows.targets)

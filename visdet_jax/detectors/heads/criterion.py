@@ -23,17 +23,26 @@ class Criterion:
       state: The losses' states by name.
       level_sizes: How many rows each level has.
       axis_name: The mesh axis, or axes, over which the batch is spread.
+      options: What a head's `compute` needs to know of the call besides, by name.
     """
 
     def __init__(
-        self, head: Any, state: States, level_sizes: tuple[int, ...], axis_name: AxisName
+        self,
+        head: Any,
+        state: States,
+        level_sizes: tuple[int, ...],
+        axis_name: AxisName,
+        options: dict[str, Any] | None = None,
     ) -> None:
         self.head, self.state, self.axis_name = head, dict(state), axis_name
         ends = np.cumsum(level_sizes)
         self.levels = [slice(e - n, e) for n, e in zip(level_sizes, ends, strict=True)]
         self.losses: Losses = {}
+        self.options = options or {}
 
-    def add(self, name: str, pred: Any, target: Any, weight: jax.Array, avg_factor: Number) -> None:
+    def add(
+        self, name: str, pred: Any, target: Any, weight: jax.Array | None, avg_factor: Number
+    ) -> None:
         """Calls the loss of that name on arrays (B, N, ...), made arrays (B · N, ...).
 
         A loss that gives several values by name (`SeesawLoss`) adds them by their own names.
@@ -46,10 +55,14 @@ class Criterion:
           name: The field of the head that holds the loss.
           pred: (B, N, ...), or a list of (B, n, ...), one for each level.
           target: An array (B, N, ...), or a tuple of them.
-          weight: (B, N) or (B, N, ...).
+          weight: (B, N) or (B, N, ...). None counts all rows alike.
           avg_factor: What the sum over the whole batch is divided by.
         """
         loss, values = getattr(self.head, name), []
+        options: dict[str, Any] = {"axis_name": self.axis_name}
+        if self.head.sums_losses:
+            options["reduction_override"] = "mean"
+            avg_factor -= AVG_FACTOR_EPS  # The loss adds it again.
         avg_factor = avg_factor_of_device(avg_factor, self.axis_name)
         if isinstance(pred, list):
             preds, levels = pred, self.levels
@@ -60,7 +73,7 @@ class Criterion:
         for part, level in zip(preds, levels, strict=True):
             rows = jax.tree.map(lambda x, level=level: _flat(x[:, level]), (target, weight))
             value, self.state[name] = loss.update(
-                self.state[name], _flat(part), *rows, avg_factor, axis_name=self.axis_name
+                self.state[name], _flat(part), *rows, avg_factor, **options
             )
             values.append(value)
         total = jax.tree.map(lambda *parts: functools.reduce(operator.add, parts), *values)

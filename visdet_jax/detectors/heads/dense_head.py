@@ -48,6 +48,11 @@ class DenseHead(Head):
 
     # Whether detections suppress each other level by level and by no score, as in mmdet's RPN.
     suppresses_by_level: ClassVar[bool] = False
+    # Whether the best class of a prior is its only candidate, and candidates go by their scores
+    # times the sigmoid of the prior's logit, as in mmdet's YOLOX.
+    detects_best_class: ClassVar[bool] = False
+    # The output that holds the boxes of detections.
+    detected_boxes: ClassVar[str] = "bbox_preds"
     # The fields of its outputs that are no maps of the levels' priors.
     other_outputs: ClassVar[tuple[str, ...]] = ()
 
@@ -92,12 +97,20 @@ class DenseHead(Head):
     loss = without_state(update)
 
     def losses_of(
-        self, state: States, outputs: HeadOutputs, targets: HeadTargets, axis_name: AxisName
+        self,
+        state: States,
+        outputs: HeadOutputs,
+        targets: HeadTargets,
+        axis_name: AxisName,
+        **options: Any,
     ) -> tuple[Losses, States]:
-        """(losses, next state) of outputs whose targets are known."""
+        """(losses, next state) of outputs whose targets are known.
+
+        `options` are what `compute` finds in `criterion.options`.
+        """
         self.check_state(state)
         grid, maps = self._grid(outputs), self._maps(outputs)
-        criterion = Criterion(self, state, grid.level_sizes, axis_name)
+        criterion = Criterion(self, state, grid.level_sizes, axis_name, options)
         joined = {
             name: jnp.concatenate(levels, axis=1)
             for name, levels in maps.items()
@@ -161,8 +174,8 @@ class DenseHead(Head):
     ) -> Detections:
         """Boxes and scores of every prior, for non-maximum suppression.
 
-        Scores are sigmoid(cls_scores), times sigmoid(centernesses) where the head has them, or the
-        softmax without the background.
+        Scores are sigmoid(cls_scores), times the sigmoid of the centernesses or objectnesses where
+        the head has them, or the softmax without the background.
 
         Args:
           outputs: What the network gave; see `HeadOutputs`.
@@ -175,7 +188,7 @@ class DenseHead(Head):
         scores = self.scores(maps["cls_scores"].astype(grid.priors.dtype))
         for name in sorted(maps.keys() & _LOGITS_OF_PRIORS):
             scores *= jax.nn.sigmoid(maps[name].astype(scores.dtype))
-        return Detections(self.boxes(grid, maps["bbox_preds"], image_shapes), scores)
+        return Detections(self.boxes(grid, maps[self.detected_boxes], image_shapes), scores)
 
     @compiled
     def detect(
@@ -186,7 +199,8 @@ class DenseHead(Head):
         Of each level the best `nms_pre` pairs of a prior and a class whose score is above
         `score_thr` are candidates. Their boxes are decoded and clipped; what is left after
         non-maximum suppression class by class, the best first, fills `max_per_img` slots.
-        `RPNHead` reads no `score_thr`, and suppresses level by level.
+        `RPNHead` reads no `score_thr`, and suppresses level by level. `YOLOXHead` has one candidate
+        a prior, its best class, of whose score times the objectness `score_thr` decides.
 
         Args:
           outputs, image_shapes: See `decode`.
@@ -263,22 +277,31 @@ class DenseHead(Head):
         dtype, batch = grid.priors.dtype, outputs.cls_scores[0].shape[0]
         if image_shapes is not None:
             image_shapes = jnp.broadcast_to(jnp.asarray(image_shapes).astype(dtype), (batch, 2))
-        classes = self.num_classes
         score_thr = -np.inf if by_level else config.score_thr
         least, min_size = as_dtype(dtype, score_thr, config.min_bbox_size)
         starts = np.cumsum((0, *grid.level_sizes))
 
-        def candidates(level: int, logits: jax.Array) -> tuple[jax.Array, ...]:
+        def candidates(level: int, maps: dict[str, jax.Array]) -> tuple[jax.Array, ...]:
             """Scores, places among all priors, classes and levels of one level's best pairs."""
-            scores = self.scores(logits.astype(dtype)).reshape(-1)
+            scores = self.scores(maps["cls_scores"].astype(dtype))
+            best = None
+            if self.detects_best_class:
+                best, scores = scores.argmax(1).astype(jnp.int32), scores.max(1, keepdims=True)
+                for name in sorted(maps.keys() & _LOGITS_OF_PRIORS):
+                    scores *= jax.nn.sigmoid(maps[name].astype(dtype))
+            classes, scores = scores.shape[1], scores.reshape(-1)
             scores = jnp.where(scores > least, scores, -jnp.inf)
             count = scores.size if config.nms_pre <= 0 else min(config.nms_pre, scores.size)
             scores, pairs = jax.lax.top_k(scores, count)
+            labels = pairs % classes if best is None else best[pairs]
             places = starts[level].item() + pairs // classes
-            return scores, places, pairs % classes, jnp.full_like(pairs, level)
+            return scores, places, labels, jnp.full_like(pairs, level)
 
         def image(maps: dict[str, list[jax.Array]], shape: Any) -> KeptDetections:
-            parts = [candidates(level, x) for level, x in enumerate(maps["cls_scores"])]
+            parts = [
+                candidates(level, {name: x[level] for name, x in maps.items()})
+                for level in range(len(grid.level_sizes))
+            ]
             scores, places, labels, levels = (jnp.concatenate(x) for x in zip(*parts, strict=True))
             chosen = {
                 name: jnp.concatenate(x)[places] for name, x in maps.items() if name != "cls_scores"
@@ -288,12 +311,13 @@ class DenseHead(Head):
                     priors=jnp.asarray(grid.priors)[places],
                     strides=jnp.asarray(grid.strides)[places],
                 ),
-                chosen["bbox_preds"][None],
+                chosen[self.detected_boxes][None],
                 None if shape is None else shape[None],
             )[0]
             exists = scores > -jnp.inf
-            for name in sorted(maps.keys() & _LOGITS_OF_PRIORS):
-                scores *= jax.nn.sigmoid(chosen[name][:, 0].astype(dtype))
+            if not self.detects_best_class:
+                for name in sorted(maps.keys() & _LOGITS_OF_PRIORS):
+                    scores *= jax.nn.sigmoid(chosen[name][:, 0].astype(dtype))
             sides = boxes[:, 2:] - boxes[:, :2]
             exists &= (min_size < 0) | (sides > min_size).all(axis=1)
             kept = batched_nms(

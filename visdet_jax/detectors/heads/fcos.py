@@ -9,7 +9,7 @@ import numpy as np
 
 from visdet_jax.boxes.distances import centerness_target
 from visdet_jax.core.hyperparameters import Count, Range
-from visdet_jax.detectors.assigners.assigner import pick
+from visdet_jax.detectors.assigners.assigner import Assignment, pick
 from visdet_jax.detectors.assigners.fcos import fcos_assign
 from visdet_jax.detectors.coders import DistancePointBBoxCoder
 from visdet_jax.detectors.heads.criterion import Criterion
@@ -33,6 +33,31 @@ from visdet_jax.losses.classification.focal import FocalLoss
 from visdet_jax.losses.loss import Loss
 
 INF = 1e8  # mmdet's number for a range without an upper end, in pixels.
+
+
+def raise_unless_a_range_each(head: Any) -> None:
+    """Raises a ValueError unless the head has as many `regress_ranges` as `strides`."""
+    if len(head.regress_ranges) != len(head.strides) or any(
+        len(pair) != 2 for pair in head.regress_ranges
+    ):
+        raise head.value_error(
+            f"{len(head.strides)} strides need as many regress_ranges (low, high), got "
+            f"{head.regress_ranges}"
+        )
+
+
+def assign_points(head: Any, points: jax.Array, grid: Grid, image: Image) -> Assignment:
+    """`fcos_assign` of an image's points (N, 2), by the fields of a head."""
+    ranges = np.repeat(np.asarray(head.regress_ranges, points.dtype), grid.level_sizes, axis=0)
+    return fcos_assign(
+        points,
+        image.gt_boxes,
+        image.gt_labels,
+        strides=jnp.asarray(grid.strides),
+        regress_ranges=jnp.asarray(ranges),
+        center_sampling=head.center_sampling,
+        center_sample_radius=head.center_sample_radius,
+    )
 
 
 @HEADS.register_module()
@@ -82,29 +107,14 @@ class FCOSHead(DenseHead, function=fcos_assign):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(self.regress_ranges) != len(self.strides) or any(
-            len(pair) != 2 for pair in self.regress_ranges
-        ):
-            raise self.value_error(
-                f"{len(self.strides)} strides need as many regress_ranges (low, high), got "
-                f"{self.regress_ranges}"
-            )
+        raise_unless_a_range_each(self)
 
     def grid(self, sizes: Sizes, dtype: Any) -> Grid:
         return MlvlPointGenerator(strides=self.strides).grid(sizes, dtype)
 
     def assign(self, grid: Grid, image: Image) -> HeadTargets:
         points, strides = jnp.asarray(grid.priors), jnp.asarray(grid.strides)
-        ranges = np.repeat(np.asarray(self.regress_ranges, points.dtype), grid.level_sizes, axis=0)
-        found = fcos_assign(
-            points,
-            image.gt_boxes,
-            image.gt_labels,
-            strides=strides,
-            regress_ranges=jnp.asarray(ranges),
-            center_sampling=self.center_sampling,
-            center_sample_radius=self.center_sample_radius,
-        )
+        found = assign_points(self, points, grid, image)
         distances = self.bbox_coder.encode(points, pick(image.gt_boxes, found.gt_inds))
         if self.norm_on_bbox:
             distances /= strides[:, None]
@@ -158,7 +168,12 @@ class FCOSRPNHead(FCOSHead, FirstStage):
     test_cfg: ProposalConfig = ProposalConfig()
 
     def losses_of(
-        self, state: States, outputs: HeadOutputs, targets: HeadTargets, axis_name: AxisName
+        self,
+        state: States,
+        outputs: HeadOutputs,
+        targets: HeadTargets,
+        axis_name: AxisName,
+        **options: Any,
     ) -> tuple[Losses, States]:
-        losses, state = super().losses_of(state, outputs, targets, axis_name)
+        losses, state = super().losses_of(state, outputs, targets, axis_name, **options)
         return {f"rpn_{name}": value for name, value in losses.items()}, state

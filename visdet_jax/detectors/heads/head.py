@@ -4,7 +4,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, ClassVar, Concatenate, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -157,6 +157,10 @@ class Head(WithLosses):
       loss_bbox: Loss of the boxes.
     """
 
+    # Whether its losses have the reduction "sum", and the sums are divided by exactly their
+    # `avg_factor`, without mmdet's eps.
+    sums_losses: ClassVar[bool] = False
+
     num_classes: Count
     loss_cls: Loss
     loss_bbox: Loss
@@ -260,6 +264,7 @@ class Head(WithLosses):
         boxes: jax.Array,
         centerness: jax.Array | None = None,
         pos_weight: Number = 1,
+        metrics: jax.Array | None = None,
     ) -> HeadTargets:
         """The targets of priors or queries: background, of weight 1, where they have no box.
 
@@ -269,6 +274,7 @@ class Head(WithLosses):
           boxes: (..., 4), in the form that the head learns.
           centerness: For heads that have one.
           pos_weight: Weight of positives in the class loss; any number that is not above 0 means 1.
+          metrics: For heads whose assigner looks at predictions.
         """
         positive = gt_inds > 0
         pos_weight = as_dtype(boxes.dtype, pos_weight)
@@ -280,6 +286,7 @@ class Head(WithLosses):
             bbox_targets=jnp.where(positive[..., None], boxes, 0),
             bbox_weights=positive.astype(boxes.dtype),
             centerness=None if centerness is None else jnp.where(positive, centerness, 0),
+            metrics=None if metrics is None else jnp.where(positive, metrics, 0),
         )
 
     def raise_for_losses_of_boxes(self, reg_decoded_bbox: bool) -> None:
@@ -290,11 +297,14 @@ class Head(WithLosses):
     def _check_fit(self, name: str, rows: int, pred: Any, target: Any) -> None:
         """Raises a ValueError unless the loss of that name takes what this head gives it."""
         loss = getattr(self, name)
+        if self.sums_losses and loss.reduction != "sum":
+            raise self.value_error(f'{name} must have reduction="sum", got {loss!r}')
         weight = jax.ShapeDtypeStruct((rows,), np.float32)
         parts = [f"(N{str(x.shape)[2:]}" for x in jax.tree.leaves((pred, target))]
         what = f"{name} gets pred {parts[0]}, target {' and '.join(parts[1:])} and weight (N,)"
         try:
-            value, _ = jax.eval_shape(loss.update, loss.init(), pred, target, weight, 1.0)
+            factor = () if self.sums_losses else (1.0,)
+            value, _ = jax.eval_shape(loss.update, loss.init(), pred, target, weight, *factor)
         except (TypeError, ValueError) as error:
             raise self.value_error(f"{what}, which does not fit {loss!r}: {error}") from error
         if any(part.shape != () for part in jax.tree.leaves(value)):

@@ -1,7 +1,7 @@
 """The region proposal network's head: the first stage of Faster R-CNN."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -127,9 +127,14 @@ class RPNHead(AnchorHead, FirstStage):
         )
 
     def losses_of(
-        self, state: States, outputs: HeadOutputs, targets: HeadTargets, axis_name: AxisName
+        self,
+        state: States,
+        outputs: HeadOutputs,
+        targets: HeadTargets,
+        axis_name: AxisName,
+        **options: Any,
     ) -> tuple[Losses, States]:
-        losses, state = super().losses_of(state, outputs, targets, axis_name)
+        losses, state = super().losses_of(state, outputs, targets, axis_name, **options)
         return {name.replace("loss_", "loss_rpn_"): x for name, x in losses.items()}, state
 
     def count(self, criterion: Criterion, targets: HeadTargets) -> jax.Array:
