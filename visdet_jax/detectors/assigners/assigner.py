@@ -232,7 +232,6 @@ class Least(NamedTuple):
 
     values: jax.Array  # (k,), infinite where there are less than k finite ones.
     others: jax.Array  # (k,): what another array (n,) has there; anything for infinite values
-    indices: jax.Array  # (k,): where they are among all priors; anything for infinite values
     last: Last
 
 
@@ -253,17 +252,14 @@ def k_least(numbers: Callable[..., Any], groups: Sequence[slice], k: int) -> lis
         found = []
         for group, size in zip(groups, sizes, strict=True):
             values, others = numbers(group)
-            # Keep the barrier. Where single results of top_k are sliced off, XLA:CPU sorts all n
-            # values in place of searching for the largest: 100 times slower for 17 000, and an
-            # assigner 10 times (jax 0.10.2).
-            best = jax.lax.top_k(-values, min(k, size))
-            negated, indices = jax.lax.optimization_barrier(best)
-            value = -negated[-1]
+            negated, indices = jax.lax.top_k(-values, min(k, size))
+            # Keep this minimum. The last of top_k's results is the least of them too, but where it
+            # is sliced off, XLA:CPU sorts all n values in place of searching for the largest: 100
+            # times slower for 17 000, and the assigner 14 times (jax 0.10.2).
+            value = -negated.min()
             # Of equal values top_k takes those of the lowest index.
             index = group.start + jnp.where(negated == -value, indices, -1).max()
-            found.append(
-                Least(-negated, others[indices], group.start + indices, Last(value, index))
-            )
+            found.append(Least(-negated, others[indices], Last(value, index)))
         return found
 
     def in_steps() -> list[Least]:
@@ -277,22 +273,15 @@ def k_least(numbers: Callable[..., Any], groups: Sequence[slice], k: int) -> lis
                     values = jnp.where(done, jnp.inf, values)
                 found.append(_first_least(values, indices, others))
             value, index, other = map(jnp.stack, zip(*found, strict=True))
-            return Last(value, index), (value, other, index)
+            return Last(value, index), (value, other)
 
         last, first = step(None)
         last, after = jax.lax.scan(
             step, last, length=min(k, max(sizes)) - 1, unroll=STEPS_IN_A_TRIP
         )
-        values, others, indices = (
-            jnp.append(x[None], y, axis=0) for x, y in zip(first, after, strict=True)
-        )
+        values, others = (jnp.append(x[None], y, axis=0) for x, y in zip(first, after, strict=True))
         return [
-            Least(
-                values[:size, i],
-                others[:size, i],
-                indices[:size, i],
-                Last(last.value[i], last.at[i]),
-            )
+            Least(values[:size, i], others[:size, i], Last(last.value[i], last.at[i]))
             for i, size in enumerate(sizes)
         ]
 

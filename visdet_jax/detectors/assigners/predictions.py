@@ -141,12 +141,15 @@ def least_members(numbers: Callable[..., Any], inputs: Inputs, k: int) -> tuple[
       k: How many.
     """
 
-    def twice(*which: Any) -> Any:
-        values = numbers(*which)
-        return values, values
+    def with_indices(among: slice, after: Any = None) -> Any:
+        values = numbers(among, after)
+        indices = jnp.arange(among.start, among.stop, dtype=jnp.int32)
+        # Keep the `where`, which changes no number that counts. On an explicit mesh what is picked
+        # from has to be spread over the devices as the values are.
+        return values, jnp.where(jnp.isnan(values), -1, indices)
 
-    (least,) = k_least(twice, inputs.all_priors(), k)
-    return least.values, least.indices
+    (least,) = k_least(with_indices, inputs.all_priors(), k)
+    return least.values, least.others
 
 
 class Claims(NamedTuple):
