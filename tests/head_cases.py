@@ -14,7 +14,15 @@ import jax
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from visdet_jax.detectors import DETRHead, DETROutputs, FCOSHead, HeadOutputs, build_head
+from visdet_jax.detectors import (
+    DETRHead,
+    DETROutputs,
+    FCOSHead,
+    HeadOutputs,
+    RTMDetHead,
+    YOLORTMDetHead,
+    build_head,
+)
 
 CLASSES = 3
 SIZES = ((4, 6), (2, 3))
@@ -135,6 +143,28 @@ ROWS = {
         },
         names=("loss_cls", "loss_bbox", "loss_dfl"),
     ),
+    "RTMDetHead": Row(
+        {
+            "type": "RTMDetHead",
+            "num_classes": CLASSES,
+            "anchor_generator": {"type": "MlvlPointGenerator", "offset": 0, "strides": [8, 16]},
+            "loss_cls": {"type": "QualityFocalLoss"},
+            "loss_bbox": GIOU,
+        },
+        names=("loss_cls", "loss_bbox"),
+        train_cfg={"assigner": {"type": "DynamicSoftLabelAssigner"}},
+    ),
+    "YOLORTMDetHead": Row(
+        {
+            "type": "YOLORTMDetHead",
+            "num_classes": CLASSES,
+            "anchor_generator": {"type": "MlvlPointGenerator", "offset": 0, "strides": [8, 16]},
+            "loss_cls": {"type": "QualityFocalLoss"},
+            "loss_bbox": GIOU,
+        },
+        names=("loss_cls", "loss_bbox"),
+        train_cfg={"assigner": {"type": "BatchDynamicSoftLabelAssigner"}},
+    ),
 }
 
 SOFTMAX = {
@@ -177,9 +207,13 @@ EVERY_ROW = ROWS | QUERY_ROWS
 # Heads whose losses are another's, which has a row: their networks differ.
 SAME_LOSSES = {
     "NASFCOSHead": "FCOSHead",
+    "RTMDetSepBNHead": "RTMDetHead",
     "ConditionalDETRHead": "DeformableDETRHead",
     "DABDETRHead": "DeformableDETRHead",
 }
+
+# Heads that need masks too, and are asked their own laws: test_rtmdet_ins.py.
+WITH_MASKS = ("RTMDetInsHead", "RTMDetInsSepBNHead")
 
 
 def outputs_for(head, batch=2, dtype=np.float32, seed=0, sizes=SIZES, layers=LAYERS):
@@ -196,8 +230,10 @@ def outputs_for(head, batch=2, dtype=np.float32, seed=0, sizes=SIZES, layers=LAY
         return tuple(rng.normal(0, 1, (batch, *size, *shape)).astype(dtype) for size in sizes)
 
     parts = {name: maps(channels) for name, channels in head.channels.items()}
-    if isinstance(head, FCOSHead):  # Distances are positive.
+    if isinstance(head, FCOSHead | RTMDetHead):  # Distances are positive.
         parts["bbox_preds"] = tuple(np.abs(8 * x).astype(dtype) for x in parts["bbox_preds"])
+    if isinstance(head, YOLORTMDetHead):  # In strides.
+        parts["bbox_preds"] = tuple(np.abs(x) for x in parts["bbox_preds"])
     return HeadOutputs(**parts)
 
 
