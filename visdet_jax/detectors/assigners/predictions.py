@@ -180,7 +180,7 @@ def dynamic_k(
     # In NumPy's order of addition one digit could differ, and k with it; goldens keep away.
     k = jnp.maximum((-negated).sum().astype(jnp.int32), 1)
     costs, indices = least_members(cost, inputs, topk)
-    return Members(indices, jnp.minimum(k, (costs < jnp.inf).sum()))
+    return Members(indices, jnp.minimum(k, (costs < jnp.inf).sum(dtype=jnp.int32)))
 
 
 def by_iou(inputs: Inputs, gt_inds: jax.Array) -> jax.Array:

@@ -255,7 +255,7 @@ class RTMDetInsHead(RTMDetHead):
 
         def loss(logits: jax.Array, exists: jax.Array, rows: jax.Array) -> jax.Array:
             learnt = jax.vmap(lambda x, i: x[i])(masks, jnp.maximum(rows - 1, 0))
-            learnt = jnp.where(exists[..., None, None], learnt, 0).astype(logits.dtype)
+            learnt = jnp.where(exists[..., None, None], learnt.astype(logits.dtype), 0)
             logits = resized(logits, masks.shape[2:])
             flat = (x.reshape(-1, *x.shape[2:]) for x in (logits, learnt, exists))
             pred, target, weight = flat
@@ -342,15 +342,14 @@ class RTMDetInsHead(RTMDetHead):
         cell = self.strides[0]
         # The two channels of the distance are products of one number each along y and along x.
         y, x = (
-            (points[:, i, None] - jnp.arange(size, dtype=points.dtype) * cell)
+            (points[:, i, None] - cell * jnp.arange(size, dtype=points.dtype)[None])
             / (cell * strides[:, None])
             for i, size in ((1, feats.shape[0]), (0, feats.shape[1]))
         )
         first = weights[0]
         maps = jnp.einsum("kcp,hwp->kchw", first[:, :, 2:], feats, precision="highest")
         maps += first[:, :, 0, None, None] * x[:, None, None, :]
-        maps += first[:, :, 1, None, None] * y[:, None, :, None]
-        maps += biases[0]
+        maps += first[:, :, 1, None, None] * y[:, None, :, None] + biases[0]
         for weight, bias in zip(weights[1:], biases[1:], strict=True):
             maps = jax.nn.relu(maps)
             maps = jnp.einsum("kdc,kchw->kdhw", weight, maps, precision="highest") + bias
@@ -366,14 +365,17 @@ class RTMDetInsSepBNHead(RTMDetInsHead):
     """
 
 
-def mask_centers(masks: jax.Array, dtype: Any) -> jax.Array:
+def mask_centers(masks: Any, dtype: Any) -> jax.Array:
     """x, y of the centres of mass (..., 2) of bitmaps (..., H, W), in pixels; 0, 0 of empty ones.
 
     As in mmdet a pixel's place is its index, without a half.
     """
     rows, columns = masks.sum(-1, dtype=dtype), masks.sum(-2, dtype=dtype)
     area = jnp.maximum(columns.sum(-1), as_dtype(dtype, AREA_EPS))
-    y, x = ((part * jnp.arange(part.shape[-1], dtype=dtype)).sum(-1) for part in (rows, columns))
+    y, x = (
+        jnp.tensordot(part, jnp.arange(part.shape[-1], dtype=dtype), 1, precision="highest")
+        for part in (rows, columns)
+    )
     return jnp.stack([x, y], axis=-1) / area[..., None]
 
 
