@@ -144,7 +144,7 @@ def test_labels_of_every_width(name, dtype):
     """What int32 gives, where the number of background is more than the type can count."""
     head = EVERY_ROW[name].head(num_classes=300)
     outputs, boxes, labels, shapes = batch_for(head, (3, 3), 3)
-    labels[:, 0] = min(np.iinfo(dtype).max, 299)
+    labels[:, :2] = min(np.iinfo(dtype).max, 299)  # RTMDet may leave one box without a prior.
     narrow = labels.astype(dtype)
     for call in (head.loss, head.targets):
         found = call(outputs, boxes, narrow, shapes)

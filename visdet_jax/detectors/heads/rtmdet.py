@@ -21,7 +21,7 @@ from visdet_jax.detectors.structures import HeadTargets, Image, Rows
 from visdet_jax.losses.boxes.iou import GIoULoss
 from visdet_jax.losses.loss import Loss
 from visdet_jax.losses.quality.quality_focal import QualityFocalLoss
-from visdet_jax.registry import as_dict
+from visdet_jax.registry import as_dict, is_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +116,10 @@ class RTMDetHead(SoftLabelHead):
 
     @staticmethod
     def from_mmdet(settings: dict[str, Any], train_cfg: Any) -> dict[str, Any]:
-        """The fields of a config of mmdet, or of mmyolo's head of this name."""
+        """The fields of a config of mmdet, or of mmyolo's head of this name.
+
+        Raises: ValueError for a key that stands twice, and for `multi_label` of False.
+        """
         settings = dict(settings)
         if "head_module" in settings:
             # mmyolo's network has a config of its own.
@@ -127,6 +130,11 @@ class RTMDetHead(SoftLabelHead):
                 settings["num_classes"] = module["num_classes"]
             if "prior_generator" in settings:
                 settings["anchor_generator"] = settings.pop("prior_generator")
+            if is_config(settings.get("test_cfg")):
+                # Each class of a point is a candidate here always.
+                settings["test_cfg"] = as_dict(settings["test_cfg"])
+                if not settings["test_cfg"].pop("multi_label", True):
+                    raise ValueError("RTMDetHead: multi_label in test_cfg must be True")
         return with_training(settings, train_cfg)
 
     def assign(self, grid: Grid, image: Image) -> HeadTargets:

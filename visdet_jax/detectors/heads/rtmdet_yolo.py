@@ -39,7 +39,8 @@ class YOLORTMDetHead(SoftLabelHead):
     def decode_boxes(
         self, points: jax.Array, strides: jax.Array, distances: jax.Array, image_shapes: Any = None
     ) -> jax.Array:
-        return self.bbox_coder.decode(points, distances * strides[..., None], image_shapes)
+        distances = distances.astype(strides.dtype) * strides[..., None]
+        return self.bbox_coder.decode(points, distances, image_shapes)
 
     def assign(self, grid: Grid, image: Image) -> HeadTargets:
         found = self.assigner.assign_predictions(*self.predictions(grid, image))
