@@ -11,6 +11,7 @@ import numpy as np
 
 from visdet_jax.boxes.nms import KeptDetections
 from visdet_jax.core.checks import check_array
+from visdet_jax.core.devices import sharded_as
 from visdet_jax.core.dtypes import as_dtype, compute_dtype
 from visdet_jax.core.hyperparameters import Count, Range
 from visdet_jax.core.rules import UNIT, Expected
@@ -295,8 +296,13 @@ class RTMDetInsHead(RTMDetHead):
         )
         chosen = self._kernels_at(outputs, grid.level_sizes, places).astype(dtype)
         chosen = jnp.where(exists[..., None], chosen, 0)
-        points = jnp.asarray(grid.priors, dtype)[places]
-        strides = jnp.asarray(grid.strides, dtype)[places]
+
+        def at_places(x: Any) -> jax.Array:
+            # A row for each image: XLA cannot follow a gather from what is not sharded.
+            rows = jnp.broadcast_to(jnp.asarray(x, dtype)[None], (len(places), *x.shape))
+            return jax.vmap(lambda x, i: x[i])(sharded_as(rows, places), places)
+
+        points, strides = at_places(grid.priors), at_places(grid.strides)
 
         def in_chunks(x: jax.Array) -> jax.Array:
             chunks = x.shape[1] // together
