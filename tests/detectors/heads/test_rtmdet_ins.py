@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from cases import as_long
@@ -181,7 +182,7 @@ def test_the_mean_over_devices_is_the_loss_of_the_batch(x64):
     truth, masks = truth_for((3, 0, 1, 0, 2, 1, 4, 0), dtype=np.float64)
     outputs = outputs_for(head, 8, np.float64)
     (_, losses), gradient = jax.jit(value_and_gradient(head))(outputs, *truth, masks)
-    mesh = jax.make_mesh((8,), ("data",))
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
 
     def of_device(*arguments):
         (_, losses), gradient = value_and_gradient(head, "data")(*arguments)

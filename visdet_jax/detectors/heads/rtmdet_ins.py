@@ -131,7 +131,7 @@ class RTMDetInsHead(RTMDetHead):
         loss_mask = self._loss_mask(outputs, targets, gt_masks, axis_name)
         return losses | {"loss_mask": loss_mask}, state
 
-    loss = without_state(update)
+    loss = without_state(update)  # type: ignore[arg-type]
 
     @compiled
     def targets(  # type: ignore[override]
@@ -249,7 +249,7 @@ class RTMDetInsHead(RTMDetHead):
         best, places = jax.lax.top_k(jnp.where(targets.gt_inds > 0, metrics, -1), count)
         exists = best >= 0
         rows = jax.vmap(lambda x, i: x[i])(targets.gt_inds, places)
-        total = Criterion(self, {}, (), axis_name).total(exists.astype(metrics.dtype).sum())
+        total: Any = Criterion(self, {}, (), axis_name).total(exists.astype(metrics.dtype).sum())
         total = avg_factor_of_device(total, axis_name)
         stride = self.mask_loss_stride
         masks = gt_masks[:, :, stride // 2 :: stride, stride // 2 :: stride]
