@@ -19,8 +19,10 @@ from visdet_jax.detectors import (
     DETROutputs,
     FCOSHead,
     HeadOutputs,
+    RTMDetHead,
     TOODHead,
     VFNetHead,
+    YOLORTMDetHead,
     build_head,
 )
 
@@ -186,6 +188,28 @@ ROWS = {
         # So that no epoch has to be given. For both phases see test_tood.py.
         train_cfg={"assigner": {"type": "TaskAlignedAssigner"}, "initial_epoch": 0},
     ),
+    "RTMDetHead": Row(
+        {
+            "type": "RTMDetHead",
+            "num_classes": CLASSES,
+            "anchor_generator": {"type": "MlvlPointGenerator", "offset": 0, "strides": [8, 16]},
+            "loss_cls": {"type": "QualityFocalLoss"},
+            "loss_bbox": GIOU,
+        },
+        names=("loss_cls", "loss_bbox"),
+        train_cfg={"assigner": {"type": "DynamicSoftLabelAssigner"}},
+    ),
+    "YOLORTMDetHead": Row(
+        {
+            "type": "YOLORTMDetHead",
+            "num_classes": CLASSES,
+            "anchor_generator": {"type": "MlvlPointGenerator", "offset": 0, "strides": [8, 16]},
+            "loss_cls": {"type": "QualityFocalLoss"},
+            "loss_bbox": GIOU,
+        },
+        names=("loss_cls", "loss_bbox"),
+        train_cfg={"assigner": {"type": "BatchDynamicSoftLabelAssigner"}},
+    ),
 }
 
 SOFTMAX = {
@@ -228,9 +252,13 @@ EVERY_ROW = ROWS | QUERY_ROWS
 # Heads whose losses are another's, which has a row: their networks differ.
 SAME_LOSSES = {
     "NASFCOSHead": "FCOSHead",
+    "RTMDetSepBNHead": "RTMDetHead",
     "ConditionalDETRHead": "DeformableDETRHead",
     "DABDETRHead": "DeformableDETRHead",
 }
+
+# Heads that need masks too, and are asked their own laws: test_rtmdet_ins.py.
+WITH_MASKS = ("RTMDetInsHead", "RTMDetInsSepBNHead")
 
 
 def outputs_for(head, batch=2, dtype=np.float32, seed=0, sizes=SIZES, layers=LAYERS):
@@ -247,12 +275,14 @@ def outputs_for(head, batch=2, dtype=np.float32, seed=0, sizes=SIZES, layers=LAY
         return tuple(rng.normal(0, 1, (batch, *size, *shape)).astype(dtype) for size in sizes)
 
     parts = {name: maps(channels) for name, channels in head.channels.items()}
-    if isinstance(head, FCOSHead | VFNetHead):  # Distances are positive.
-        for name in {"bbox_preds", head.detected_boxes}:
+    if isinstance(head, FCOSHead | RTMDetHead | VFNetHead):  # Distances are positive.
+        for name in {"bbox_preds", getattr(head, "detected_boxes", "bbox_preds")}:
             parts[name] = tuple(np.abs(8 * x).astype(dtype) for x in parts[name])
     if isinstance(head, TOODHead):  # Probabilities, and boxes in strides.
         parts["cls_scores"] = tuple(1 / (1 + np.exp(-x)) for x in parts["cls_scores"])
         parts["bbox_preds"] = tuple(map(boxes_around_cells, parts["bbox_preds"]))
+    if isinstance(head, YOLORTMDetHead):  # In strides.
+        parts["bbox_preds"] = tuple(np.abs(x) for x in parts["bbox_preds"])
     return HeadOutputs(**parts)
 
 

@@ -22,7 +22,7 @@ ELSEWHERE = {
         MultiInstanceAssigner MultiInstanceBBoxHead MultiInstanceRoIHead PAAHead
         PISARetinaHead PISARoIHead PISASSDHead PointAssigner
         PointGenerator PointRendRoIHead PseudoBBoxCoder QuasiDenseEmbedHead
-        QuasiDenseTrackHead RTMDetHead RTMDetInsHead RTMDetInsSepBNHead RTMDetSepBNHead
+        QuasiDenseTrackHead
         RegionAssigner RepPointsHead RoIEmbedHead RoITrackHead SABLHead SABLRetinaHead
         SCNetBBoxHead SCNetMaskHead SCNetRoIHead SCNetSemanticHead SOLOHead SOLOV2Head
         SSDAnchorGenerator SSDHead ScoreHLRSampler SparseRoIHead

@@ -89,6 +89,11 @@ from visdet_jax.detectors.heads.roi_head import DoubleHeadRoIHead as DoubleHeadR
 from visdet_jax.detectors.heads.roi_head import StandardRoIHead as StandardRoIHead
 from visdet_jax.detectors.heads.roi_head import TridentRoIHead as TridentRoIHead
 from visdet_jax.detectors.heads.rpn import RPNHead as RPNHead
+from visdet_jax.detectors.heads.rtmdet import RTMDetHead as RTMDetHead
+from visdet_jax.detectors.heads.rtmdet import RTMDetSepBNHead as RTMDetSepBNHead
+from visdet_jax.detectors.heads.rtmdet_ins import RTMDetInsHead as RTMDetInsHead
+from visdet_jax.detectors.heads.rtmdet_ins import RTMDetInsSepBNHead as RTMDetInsSepBNHead
+from visdet_jax.detectors.heads.rtmdet_yolo import YOLORTMDetHead as YOLORTMDetHead
 from visdet_jax.detectors.heads.tood import TOODHead as TOODHead
 from visdet_jax.detectors.heads.vfnet import VFNetHead as VFNetHead
 from visdet_jax.detectors.heads.yolox import YOLOXHead as YOLOXHead

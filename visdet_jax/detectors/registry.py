@@ -18,6 +18,9 @@ NETWORK_KEYS = (
     "as_two_stage",
     "stacked_convs",
     "pred_kernel_size",
+    "share_conv",
+    "exp_on_reg",
+    "with_objectness",
     "conv_cfg",
     "conv_bias",
     "dcn_on_last_conv",
@@ -95,12 +98,22 @@ def build_head(bbox_head: Any, train_cfg: Any = None, test_cfg: Any = None) -> A
     if from_mmdet := getattr(cls, "from_mmdet", None):
         return HEADS.build(from_mmdet(settings, training))
     if training is not None and "assigner" in field_types(cls):
-        for key, value in as_dict(training).items():
-            if key in settings:
-                raise ValueError(f"{key} stands in the head's config and in its train_cfg")
-            if key != "debug":
-                settings[key] = value
+        settings = with_training(settings, training)
     return HEADS.build(settings)
+
+
+def with_training(settings: dict[str, Any], train_cfg: Any) -> dict[str, Any]:
+    """A head's config with the keys of its `train_cfg`.
+
+    Raises: ValueError for a key that stands in both.
+    """
+    settings = dict(settings)
+    for key, value in ({} if train_cfg is None else as_dict(train_cfg)).items():
+        if key in settings:
+            raise ValueError(f"{key} stands in the head's config and in its train_cfg")
+        if key != "debug":
+            settings[key] = value
+    return settings
 
 
 # The heads that a whole model's config may have.

@@ -159,7 +159,7 @@ def boxes_by_hand(head, outputs):
         bins = np.exp(preds.reshape(2, -1, 4, head.reg_max + 1).astype(np.float64))
         bins /= bins.sum(-1, keepdims=True)
         preds = (bins * np.arange(head.reg_max + 1)).sum(-1) * grid.strides[:, None]
-    elif getattr(head, "norm_on_bbox", False):
+    elif getattr(head, "norm_on_bbox", isinstance(head, HEADS["YOLORTMDetHead"])):
         preds = preds * grid.strides[:, None]
     return np.concatenate([points - preds[..., :2], points + preds[..., 2:]], axis=-1)
 

@@ -23,6 +23,7 @@ from head_cases import (
     FEW,
     ROWS,
     SAME_LOSSES,
+    WITH_MASKS,
     batch_for,
     boxes_for,
     compiled,
@@ -45,8 +46,9 @@ MIDDLE = (10, 6, 34, 28)
 def test_every_registered_head_has_a_row():
     rows_of_all = EVERY_ROW.keys() | SAME_LOSSES.keys()
     on_priors = {name for name, cls in HEADS.items() if issubclass(cls, DenseHead)}
+    on_priors -= set(WITH_MASKS)
     # The heads of a second stage are asked their own laws: test_roi_head.py.
-    heads = {name for name, cls in HEADS.items() if issubclass(cls, Head)}
+    heads = {name for name, cls in HEADS.items() if issubclass(cls, Head)} - set(WITH_MASKS)
     for name in heads:
         rows = "ROWS" if name in on_priors else "QUERY_ROWS, or rows for another kind of heads"
         assert name in rows_of_all, f"add a row for {name!r} to tests/head_cases.py: to {rows}"
@@ -143,7 +145,7 @@ def test_labels_of_every_width(name, dtype):
     """What int32 gives, where the number of background is more than the type can count."""
     head = EVERY_ROW[name].head(num_classes=300)
     outputs, boxes, labels, shapes = batch_for(head, (3, 3), 3)
-    labels[:, 0] = min(np.iinfo(dtype).max, 299)
+    labels[:, :2] = min(np.iinfo(dtype).max, 299)  # RTMDet may leave one box without a prior.
     narrow = labels.astype(dtype)
     for call in (head.loss, head.targets):
         found = call(outputs, boxes, narrow, shapes)
