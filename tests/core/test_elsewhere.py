@@ -14,7 +14,7 @@ def test_what_is_here_is_not_on_the_list(library):
     assert not here, f"take {', '.join(sorted(here))} off the list in visdet_jax/core/elsewhere.py"
 
 
-@pytest.mark.parametrize("name", ["YOLOXHead", "SSDHead", "PAAHead"])
+@pytest.mark.parametrize("name", ["YOLOV3Head", "SSDHead", "PAAHead"])
 def test_a_known_name_gets_a_plain_answer(name):
     for kind in (name, f"mmdet.{name}"):
         with pytest.raises(ValueError, match=f"mmdet's {name} is not here") as caught:
