@@ -9,8 +9,12 @@ from cases import few
 from head_cases import IMAGE, ROWS, batch_for, boxes_for, compiled, outputs_for, shapes_for
 from visdet_jax.detectors import build_head
 
+# VFNet's dropped anchors are negatives, and TOOD's positives hang on the predictions: the goldens
+# have the border, the padding and the weights of both.
+OTHERS = {"VFNetHead", "TOODHead"}
 every_head = pytest.mark.parametrize(
-    "name", few([n for n, row in ROWS.items() if row.anchors()], ["RetinaHead"])
+    "name",
+    few([n for n, row in ROWS.items() if row.anchors() and n not in OTHERS], ["RetinaHead"]),
 )
 MIDDLE = (10, 6, 34, 28)
 
