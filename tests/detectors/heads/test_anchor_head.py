@@ -11,7 +11,8 @@ from visdet_jax.detectors import build_head
 
 # VFNet's dropped anchors are negatives, and TOOD's positives hang on the predictions: the goldens
 # have the border, the padding and the weights of both.
-OTHERS = {"VFNetHead", "TOODHead"}
+# RTMDet's priors are points.
+OTHERS = {"VFNetHead", "TOODHead", "RTMDetHead", "YOLORTMDetHead"}
 every_head = pytest.mark.parametrize(
     "name",
     few([n for n, row in ROWS.items() if row.anchors() and n not in OTHERS], ["RetinaHead"]),
