@@ -3,8 +3,11 @@
 import inspect
 import re
 import textwrap
-from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class Docstring(NamedTuple):
@@ -56,3 +59,16 @@ def with_arguments(docstring: str | None, names: Iterable[str], sources: Iterabl
             )
     parts = [own.before, "\n".join(["Args:", *entries]) if entries else "", own.after]
     return "\n\n".join(part for part in parts if part)
+
+
+def described_by(*sources: Callable[..., Any]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Decorator of a function some of whose arguments are described where others have them too."""
+
+    def describe(function: Callable[P, R]) -> Callable[P, R]:
+        names = inspect.signature(function).parameters
+        function.__doc__ = with_arguments(
+            function.__doc__, names, [x.__doc__ or "" for x in sources]
+        )
+        return function
+
+    return describe

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from cases import few
 from golden.replay_onestage import CASES, replay
 
 # Without `--all` one or two cases of each kind.
@@ -17,19 +18,15 @@ def test_all_files_are_here():
     assert {kind: kinds.count(kind) for kind in counts} == counts
 
 
-def params(short):
-    return [pytest.param(x, marks=() if x in short else pytest.mark.long) for x in CASES]
-
-
 def without(name):
     return ("loss_mask",) if name == KERNELS_OF_OTHERS else ()
 
 
-@pytest.mark.parametrize("name", params(SHORT))
+@pytest.mark.parametrize("name", few(CASES, SHORT))
 def test_float64(name, x64):
     replay(name, np.float64, "nan", without(name))
 
 
-@pytest.mark.parametrize("name", params(("rtmdetins_many",)))
+@pytest.mark.parametrize("name", few(CASES, ("rtmdetins_many",)))
 def test_float32(name):
     replay(name, np.float32, "garbage", without(name))

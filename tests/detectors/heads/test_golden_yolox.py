@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from cases import few
 from golden.replay_yolox import CASES, replay
 
 # Without `--all` one or two cases of each head.
@@ -15,15 +16,11 @@ def test_all_files_are_here():
     assert {kind: len(cases) for kind, cases in CASES.items()} == counts
 
 
-def params(short):
-    return [pytest.param(x, marks=() if x in short else pytest.mark.long) for x in ALL]
-
-
-@pytest.mark.parametrize("name", params(SHORT))
+@pytest.mark.parametrize("name", few(ALL, SHORT))
 def test_float64(name, x64):
     replay(name, np.float64, "nan")
 
 
-@pytest.mark.parametrize("name", params(("vfnet_fcos",)))
+@pytest.mark.parametrize("name", few(ALL, ("vfnet_fcos",)))
 def test_float32(name):
     replay(name, np.float32, "plausible")

@@ -8,26 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from visdet_jax.boxes._pairs import columns
+from visdet_jax.core.docstrings import described_by
 from visdet_jax.core.dtypes import as_dtype
 from visdet_jax.core.hyperparameters import Count, NonNegative
 from visdet_jax.core.jitted import jitted
-from visdet_jax.detectors.assigners.assigner import (
-    Assignment,
-    Rules,
-    iou_with_all,
-    visit_boxes,
-)
+from visdet_jax.detectors.assigners.assigner import Assignment, iou_with_all
 from visdet_jax.detectors.assigners.iou_calculator import BboxOverlaps2D
 from visdet_jax.detectors.assigners.predictions import (
-    Claims,
     Inputs,
     PredictionAssigner,
     Scores,
-    by_iou,
-    dynamic_k,
-    no_claims,
+    assign_by_cost,
     prepare_predictions,
-    result,
 )
 from visdet_jax.detectors.registry import TASK_UTILS
 
@@ -90,6 +82,7 @@ def dynamic_soft_label_assign(
 
 
 @jitted(static=("topk",))
+@described_by(dynamic_soft_label_assign)
 def batch_dynamic_soft_label_assign(
     points: jax.Array,
     strides: jax.Array,
@@ -109,20 +102,6 @@ def batch_dynamic_soft_label_assign(
     Of the classes only the box's own is in the cost, and the IoUs of all predictions count for k,
     also of those that take no part. An image none of whose priors takes part has no positives,
     where mmyolo takes some by the order in which equal numbers are sorted.
-
-    Args:
-      points: (N, 2) x, y of the priors, in pixels.
-      strides: (N,) of their levels, in pixels.
-      pred_boxes: (N, 4) as x1, y1, x2, y2, in pixels.
-      logits: (N, C), or one array (n, C) of each level.
-      gt_boxes: (G, 4) as the predictions. Rows of padding are not read.
-      gt_labels: (G,) Class indices, integers of any width; negative for padding.
-      valid: (N,) False for priors to drop. None drops none.
-      gt_centers: (G, 2) x, y that distances are measured to. Unless given, the boxes' centres.
-      topk: How many IoUs are summed up, at least 1. Larger values give more positives.
-      soft_center_radius: Distance at which the cost's last term is 1, in strides, at least 0.
-        Larger values let priors farther from the centre in.
-      iou_weight: Weight of the IoU in the cost, at least 0.
 
     Returns: as `dynamic_soft_label_assign`.
     Raises: as `dynamic_soft_label_assign`.
@@ -159,7 +138,6 @@ def _assign(
     if gt_centers is None:
         gt_centers = (given.gt_boxes[:, :2] + given.gt_boxes[:, 2:]) / 2
     centers = jnp.where((given.gt_labels >= 0)[:, None], jnp.asarray(gt_centers).astype(dtype), 0)
-    index = jnp.arange(len(given.points), dtype=jnp.int32)
 
     def compute(truth: Any, exists: jax.Array, among: slice) -> Any:
         box, label, center = truth
@@ -172,19 +150,8 @@ def _assign(
         cost = jnp.where(exists & takes_part[among], cost, jnp.inf)
         return cost, jnp.where(counts_for_k[among], iou, 0)
 
-    def measure(numbers: Any) -> Any:
-        return dynamic_k(
-            lambda *which: numbers(*which)[1], lambda *which: numbers(*which)[0], given, topk
-        )
-
-    def visit(claims: Claims, number: jax.Array, numbers: Any, members: Any) -> Claims:
-        return claims.after(number, members.include(index), -numbers[0])
-
-    rules = Rules(compute, measure, visit, keeps=True)
     truth = (given.gt_boxes, given.gt_labels, centers)
-    gt_inds = visit_boxes(rules, no_claims(given), truth, given.gt_labels).gt_inds()
-    iou = by_iou(given, gt_inds)
-    return result(given, gt_inds, iou, iou, -1e8, takes_part)
+    return assign_by_cost(given, truth, compute, takes_part, topk, -1e8)
 
 
 def _cost_of_background(x: jax.Array) -> jax.Array:
@@ -211,9 +178,6 @@ class DynamicSoftLabelAssigner(PredictionAssigner, function=dynamic_soft_label_a
     iou_weight: float = 3.0
     iou_calculator: BboxOverlaps2D = BboxOverlaps2D()
 
-    def assign_predictions(self, *arguments: Any) -> Assignment:
-        return dynamic_soft_label_assign(*arguments, **self.settings)
-
 
 @TASK_UTILS.register_module()
 @dataclass(frozen=True, kw_only=True)
@@ -232,6 +196,3 @@ class BatchDynamicSoftLabelAssigner(PredictionAssigner, function=batch_dynamic_s
     iou_weight: float = 3.0
     iou_calculator: BboxOverlaps2D = BboxOverlaps2D()
     batch_iou: bool = True
-
-    def assign_predictions(self, *arguments: Any) -> Assignment:
-        return batch_dynamic_soft_label_assign(*arguments, **self.settings)

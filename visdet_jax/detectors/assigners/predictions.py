@@ -10,18 +10,21 @@ import jax
 import jax.numpy as jnp
 
 from visdet_jax.boxes._pairs import columns
+from visdet_jax.boxes.overlap import overlaps
 from visdet_jax.core.checks import check_array
 from visdet_jax.core.dtypes import as_dtype
 from visdet_jax.core.frozen import FrozenModule
 from visdet_jax.detectors.assigners.assigner import (
     DROPPED,
+    EPS,
     Assignment,
     Best,
-    iou_with_all,
+    Rules,
     k_least,
     no_box_yet,
     pick,
     prepare_inputs,
+    visit_boxes,
 )
 
 # Class scores of all priors (N, C), or of each level (n, C).
@@ -186,24 +189,45 @@ def dynamic_k(
     the cost is infinite, and the IoU 0, for priors that take no part.
     """
     negated, _ = least_members(lambda *which: -iou(*which), inputs, topk)
-    # In NumPy's order of addition one digit could differ, and k with it; goldens keep away.
+    # The order of the sum is not mmdet's: k can differ by 1 where the sum is a whole number but for
+    # its last digit.
     k = jnp.maximum((-negated).sum().astype(jnp.int32), 1)
     costs, indices = least_members(cost, inputs, topk)
     return Members(indices, jnp.minimum(k, (costs < jnp.inf).sum(dtype=k.dtype)))
 
 
-def by_iou(inputs: Inputs, gt_inds: jax.Array) -> jax.Array:
-    """The IoU (N,) of each prediction with its ground truth, 0 without one."""
-    boxes = tuple(columns(pick(inputs.gt_boxes, gt_inds)))
-    iou = iou_with_each(boxes, inputs.pred_boxes)
-    return jnp.where(gt_inds > 0, iou, 0)
+def assign_by_cost(
+    inputs: Inputs,
+    truth: tuple[jax.Array, ...],
+    compute: Callable[[Any, jax.Array, slice], tuple[jax.Array, jax.Array]],
+    takes_part: jax.Array,
+    topk: int,
+    unassigned: float,
+) -> Assignment:
+    """Each box to its `dynamic_k` priors; a contested one to the box of least cost among all.
 
+    Args:
+      inputs: What is assigned by.
+      truth: Arrays (G, ...) that `compute` gets of a box.
+      compute: The costs and IoUs of a box, as `Rules` has it and `dynamic_k` takes them.
+      takes_part: (N,) which priors do.
+      topk: See `dynamic_k`.
+      unassigned: The overlap of priors without a box.
+    """
+    index = jnp.arange(len(inputs.points), dtype=jnp.int32)
 
-def iou_with_each(boxes: Any, priors: jax.Array) -> jax.Array:
-    """The IoU of boxes, given by columns (N,), with as many priors (N, 4); see `iou_with_all`."""
-    return jax.vmap(lambda box, prior: iou_with_all(box, prior[None])[0])(
-        jnp.stack(boxes, axis=-1), priors
-    )
+    def measure(numbers: Any) -> Members:
+        return dynamic_k(
+            lambda *which: numbers(*which)[1], lambda *which: numbers(*which)[0], inputs, topk
+        )
+
+    def visit(claims: Claims, number: jax.Array, numbers: Any, members: Members) -> Claims:
+        return claims.after(number, members.include(index), -numbers[0])
+
+    rules = Rules(compute, measure, visit, keeps=True)
+    gt_inds = visit_boxes(rules, no_claims(inputs), truth, inputs.gt_labels).gt_inds()
+    iou = overlaps(inputs.pred_boxes, pick(inputs.gt_boxes, gt_inds), "iou", EPS)
+    return result(inputs, gt_inds, iou, iou, unassigned, takes_part)
 
 
 def largest_of_boxes(values: jax.Array, gt_inds: jax.Array, count: int) -> jax.Array:
@@ -261,7 +285,7 @@ class PredictionAssigner(FrozenModule):
         gt_boxes: jax.Array,
         gt_labels: jax.Array,
         valid: jax.Array | None = None,
-        gt_centers: jax.Array | None = None,
+        *gt_centers: jax.Array | None,
     ) -> Assignment:
         """The ground truth of each prediction of one image; `vmap` for a batch.
 
@@ -274,6 +298,17 @@ class PredictionAssigner(FrozenModule):
           gt_boxes: (G, 4) as the predictions. Rows of padding are not read.
           gt_labels: (G,) Class indices, integers of any width; negative for padding.
           valid: (N,) False for priors to drop. None drops none.
-          gt_centers: (G, 2) x, y of the ground truths' masks, for those that go by it.
+          gt_centers: (G, 2) x, y of the ground truths' masks, for those whose function takes it.
         """
-        raise NotImplementedError(f"{type(self).__name__} must define assign_predictions")
+        found: Assignment = self.functions[0](
+            points,
+            strides,
+            pred_boxes,
+            scores,
+            gt_boxes,
+            gt_labels,
+            valid,
+            *gt_centers,
+            **self.settings,
+        )
+        return found

@@ -10,22 +10,13 @@ from visdet_jax.boxes._pairs import columns
 from visdet_jax.core.dtypes import as_dtype
 from visdet_jax.core.hyperparameters import Count, NonNegative, Positive
 from visdet_jax.core.jitted import jitted
-from visdet_jax.detectors.assigners.assigner import (
-    Assignment,
-    Rules,
-    iou_with_all,
-    visit_boxes,
-)
+from visdet_jax.detectors.assigners.assigner import Assignment, iou_with_all
 from visdet_jax.detectors.assigners.iou_calculator import BboxOverlaps2D
 from visdet_jax.detectors.assigners.predictions import (
-    Claims,
     PredictionAssigner,
     Scores,
-    by_iou,
-    dynamic_k,
-    no_claims,
+    assign_by_cost,
     prepare_predictions,
-    result,
 )
 from visdet_jax.detectors.registry import TASK_UTILS
 
@@ -81,7 +72,6 @@ def sim_ota_assign(
     dtype = given.points.dtype
     x, y = columns(given.points)
     radius, of_iou, of_classes = as_dtype(dtype, center_radius, iou_weight, cls_weight)
-    index = jnp.arange(len(given.points), dtype=jnp.int32)
 
     def is_near(box: jax.Array) -> jax.Array:
         x1, y1, x2, y2 = columns(box)
@@ -104,22 +94,8 @@ def sim_ota_assign(
         takes = takes_part[among]
         return jnp.where(exists & takes, cost, jnp.inf), jnp.where(takes, iou, 0)
 
-    def measure(numbers: Any) -> Any:
-        return dynamic_k(
-            lambda *which: numbers(*which)[1],
-            lambda *which: numbers(*which)[0],
-            given,
-            candidate_topk,
-        )
-
-    def visit(claims: Claims, number: jax.Array, numbers: Any, members: Any) -> Claims:
-        return claims.after(number, members.include(index), -numbers[0])
-
-    rules = Rules(compute, measure, visit, keeps=True)
     truth = (given.gt_boxes, given.gt_labels)
-    gt_inds = visit_boxes(rules, no_claims(given), truth, given.gt_labels).gt_inds()
-    iou = by_iou(given, gt_inds)
-    return result(given, gt_inds, iou, iou, -1e5, takes_part)
+    return assign_by_cost(given, truth, compute, takes_part, candidate_topk, -1e5)
 
 
 def _clamped_log(x: jax.Array) -> jax.Array:
@@ -141,6 +117,3 @@ class SimOTAAssigner(PredictionAssigner, function=sim_ota_assign):
     iou_weight: float = 3.0
     cls_weight: float = 1.0
     iou_calculator: BboxOverlaps2D = BboxOverlaps2D()
-
-    def assign_predictions(self, *arguments: Any) -> Assignment:
-        return sim_ota_assign(*arguments, **self.settings)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from visdet_jax.boxes._pairs import columns, pair_geometry
+from visdet_jax.core.docstrings import described_by
 from visdet_jax.core.dtypes import as_dtype
 from visdet_jax.core.elementary import divide
 from visdet_jax.core.hyperparameters import Count, Exponent, NonNegative, Number
@@ -108,6 +109,7 @@ def task_aligned_assign(
 
 
 @jitted(static=("topk",))
+@described_by(task_aligned_assign)
 def batch_task_aligned_assign(
     points: jax.Array,
     strides: jax.Array,
@@ -132,16 +134,6 @@ def batch_task_aligned_assign(
     have no weight in any loss.
 
     Args:
-      points: (N, 2) x, y of the cells' centres, in pixels.
-      strides: (N,) Not used.
-      pred_boxes: (N, 4) as x1, y1, x2, y2, in pixels.
-      scores: Probabilities (N, C), or one array (n, C) of each level.
-      gt_boxes: (G, 4) as the predictions. Rows of padding are not read.
-      gt_labels: (G,) Class indices, integers of any width; negative for padding.
-      valid: (N,) False for priors to drop. None drops none.
-      topk: How many candidates a box has, at least 1. Larger values give more positives.
-      alpha: Exponent of the score, at least 0. Larger values weigh the class more.
-      beta: Exponent of the IoU, at least 0. Larger values weigh the place more.
       eps: Added to the largest metric of a box before it divides, at least 0.
       use_ciou: Whether the overlap is the CIoU instead of the IoU.
 
@@ -156,6 +148,7 @@ def batch_task_aligned_assign(
 
 
 @jitted(static=("topk", "topk2"))
+@described_by(task_aligned_assign)
 def yolo_task_aligned_assign(
     points: jax.Array,
     strides: jax.Array,
@@ -181,16 +174,6 @@ def yolo_task_aligned_assign(
     never positive: they would have no weight in any loss.
 
     Args:
-      points: (N, 2) x, y of the cells' centres, in pixels.
-      strides: (N,) Not used.
-      pred_boxes: (N, 4) as x1, y1, x2, y2, in pixels.
-      scores: Probabilities (N, C), or one array (n, C) of each level.
-      gt_boxes: (G, 4) as the predictions. Rows of padding are not read.
-      gt_labels: (G,) Class indices, integers of any width; negative for padding.
-      valid: (N,) False for priors to drop. None drops none.
-      topk: How many candidates a box has, at least 1. Larger values give more positives.
-      alpha: Exponent of the score, at least 0. Larger values weigh the class more.
-      beta: Exponent of the IoU, at least 0. Larger values weigh the place more.
       eps: Added to the largest metric of a box before it divides, at least 0.
       topk2: How many positives a box keeps after all, at least 1: of a one-to-one branch 1. None
         keeps them all.
@@ -360,9 +343,6 @@ class TaskAlignedAssigner(PredictionAssigner, function=task_aligned_assign):
     beta: float = 6.0
     iou_calculator: BboxOverlaps2D = BboxOverlaps2D()
 
-    def assign_predictions(self, *arguments: Any) -> Assignment:
-        return task_aligned_assign(*arguments, **self.settings)
-
 
 @TASK_UTILS.register_module()
 @dataclass(frozen=True, kw_only=True)
@@ -380,9 +360,6 @@ class BatchTaskAlignedAssigner(PredictionAssigner, function=batch_task_aligned_a
     eps: float = 1e-7
     use_ciou: bool = False
 
-    def assign_predictions(self, *arguments: Any) -> Assignment:
-        return batch_task_aligned_assign(*arguments, **self.settings)
-
 
 @TASK_UTILS.register_module()
 @dataclass(frozen=True, kw_only=True)
@@ -395,6 +372,3 @@ class YOLOTaskAlignedAssigner(PredictionAssigner, function=yolo_task_aligned_ass
     eps: float = 1e-9
     topk2: int | None = None
     min_side: float = 0.0
-
-    def assign_predictions(self, *arguments: Any) -> Assignment:
-        return yolo_task_aligned_assign(*arguments, **self.settings)

@@ -10,7 +10,7 @@ from visdet_jax.boxes.distances import bbox2distance, centerness_target
 from visdet_jax.boxes.formats import convert_boxes
 from visdet_jax.core.dtypes import as_dtype
 from visdet_jax.core.hyperparameters import Finite
-from visdet_jax.detectors.assigners.assigner import Assigner, pick
+from visdet_jax.detectors.assigners.assigner import Assigner, Assignment, pick
 from visdet_jax.detectors.coders import BoxCoder, DeltaXYWHBBoxCoder, DistancePointBBoxCoder
 from visdet_jax.detectors.heads.criterion import Criterion
 from visdet_jax.detectors.heads.dense_head import DenseHead
@@ -74,13 +74,7 @@ class AnchorHead(DenseHead):
 
     def assign(self, grid: Grid, image: Image) -> HeadTargets:
         anchors = jnp.asarray(grid.priors)
-        found = self.assigner.assign(
-            anchors,
-            image.gt_boxes,
-            image.gt_labels,
-            self.taking_part(grid, image),
-            level_sizes=grid.level_sizes,
-        )
+        found = self.assign_by(self.assigner, grid, image)
         boxes = pick(image.gt_boxes, found.gt_inds)
         learnt = boxes if self.reg_decoded_bbox else self.bbox_coder.encode(anchors, boxes)
         centerness = None
@@ -88,6 +82,16 @@ class AnchorHead(DenseHead):
             centerness = centerness_target(bbox2distance(convert_boxes(anchors)[:, :2], boxes))
         return self.make_targets(
             found.gt_inds, found.labels, learnt, centerness, pos_weight=self.pos_weight
+        )
+
+    def assign_by(self, assigner: Assigner, grid: Grid, image: Image) -> Assignment:
+        """The ground truth of an image's anchors by an assigner that looks at anchors alone."""
+        return assigner.assign(
+            jnp.asarray(grid.priors),
+            image.gt_boxes,
+            image.gt_labels,
+            self.taking_part(grid, image),
+            level_sizes=grid.level_sizes,
         )
 
     def taking_part(self, grid: Grid, image: Image) -> jax.Array:
@@ -112,6 +116,11 @@ class AnchorHead(DenseHead):
 
     def boxes(self, grid: Grid, bbox_preds: jax.Array, image_shapes: Any) -> jax.Array:
         return self.bbox_coder.decode(jnp.asarray(grid.priors[None]), bbox_preds, image_shapes)
+
+    def _raise_unless_one_anchor(self) -> None:
+        """Raises a ValueError where a cell has several anchors."""
+        if self.num_base_priors != 1:
+            raise self.value_error(f"a cell must have one anchor, got {self.num_base_priors}")
 
     def _raise_unless_decoded(self) -> None:
         """Raises a ValueError where `loss_bbox` would not get boxes."""

@@ -9,9 +9,10 @@ from typing import Annotated, Any
 import jax
 
 from visdet_jax.boxes.nms import KeptDetections
+from visdet_jax.core.docstrings import described_by
 from visdet_jax.core.hyperparameters import Range
 from visdet_jax.core.rules import Expected
-from visdet_jax.detectors.heads.head import WithLosses, compiled, described_by, without_state
+from visdet_jax.detectors.heads.head import WithLosses, compiled, without_state
 from visdet_jax.detectors.heads.roi_head import StandardRoIHead, without_empty
 from visdet_jax.detectors.registry import HEADS
 from visdet_jax.detectors.structures import (

@@ -186,8 +186,7 @@ class DenseHead(Head):
         grid = self._grid(outputs)
         maps = {name: jnp.concatenate(x, axis=1) for name, x in self._maps(outputs).items()}
         scores = self.scores(maps["cls_scores"].astype(grid.priors.dtype))
-        for name in sorted(maps.keys() & _LOGITS_OF_PRIORS):
-            scores *= jax.nn.sigmoid(maps[name].astype(scores.dtype))
+        scores = _times_priors(scores, maps)
         return Detections(self.boxes(grid, maps[self.detected_boxes], image_shapes), scores)
 
     @compiled
@@ -287,8 +286,7 @@ class DenseHead(Head):
             best = None
             if self.detects_best_class:
                 best, scores = scores.argmax(1).astype(jnp.int32), scores.max(1, keepdims=True)
-                for name in sorted(maps.keys() & _LOGITS_OF_PRIORS):
-                    scores *= jax.nn.sigmoid(maps[name].astype(dtype))
+                scores = _times_priors(scores, maps)
             classes, scores = scores.shape[1], scores.reshape(-1)
             scores = jnp.where(scores > least, scores, -jnp.inf)
             count = scores.size if config.nms_pre <= 0 else min(config.nms_pre, scores.size)
@@ -316,8 +314,7 @@ class DenseHead(Head):
             )[0]
             exists = scores > -jnp.inf
             if not self.detects_best_class:
-                for name in sorted(maps.keys() & _LOGITS_OF_PRIORS):
-                    scores *= jax.nn.sigmoid(chosen[name][:, 0].astype(dtype))
+                scores = _times_priors(scores[:, None], chosen)[:, 0]
             sides = boxes[:, 2:] - boxes[:, :2]
             exists &= (min_size < 0) | (sides > min_size).all(axis=1)
             kept = batched_nms(
@@ -371,6 +368,13 @@ class DenseHead(Head):
             name: [_rows_of_map(x, size) for x in getattr(outputs, name)]
             for name, size in self.channels.items()
         }
+
+
+def _times_priors(scores: jax.Array, maps: dict[str, jax.Array]) -> jax.Array:
+    """Scores (..., n, classes) times the sigmoids of the priors' own logits (..., n, 1)."""
+    for name in sorted(maps.keys() & _LOGITS_OF_PRIORS):
+        scores *= jax.nn.sigmoid(maps[name].astype(scores.dtype))
+    return scores
 
 
 def _sizes(outputs: HeadOutputs) -> Sizes:

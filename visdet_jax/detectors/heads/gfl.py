@@ -51,12 +51,8 @@ class GFLHead(AnchorHead):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._raise_unless_decoded()
-        if self.num_base_priors != 1:
-            raise self.value_error(f"a cell must have one anchor, got {self.num_base_priors}")
-        if not self.use_sigmoid:
-            raise self.value_error(
-                f"loss_cls must use a sigmoid for each class, got {self.loss_cls!r}"
-            )
+        self._raise_unless_one_anchor()
+        self.raise_unless_sigmoid()
 
     @property
     def box_channels(self) -> int:

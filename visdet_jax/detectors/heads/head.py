@@ -60,17 +60,6 @@ def compiled(method: Callable[Concatenate[H, P], R]) -> Callable[Concatenate[H, 
     return call
 
 
-def described_by(*sources: Callable[..., Any]) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Decorator of a method some of whose arguments are described where others have them too."""
-
-    def describe(method: Callable[P, R]) -> Callable[P, R]:
-        names = inspect.signature(method).parameters
-        method.__doc__ = with_arguments(method.__doc__, names, [x.__doc__ or "" for x in sources])
-        return method
-
-    return describe
-
-
 def _has_hash(head: Any) -> bool:
     try:
         hash(head)
@@ -288,6 +277,13 @@ class Head(WithLosses):
             centerness=None if centerness is None else jnp.where(positive, centerness, 0),
             metrics=None if metrics is None else jnp.where(positive, metrics, 0),
         )
+
+    def raise_unless_sigmoid(self) -> None:
+        """Raises a ValueError where `loss_cls` has a softmax of all classes."""
+        if not self.use_sigmoid:
+            raise self.value_error(
+                f"loss_cls must use a sigmoid for each class, got {self.loss_cls!r}"
+            )
 
     def raise_for_losses_of_boxes(self, reg_decoded_bbox: bool) -> None:
         """Raises a ValueError where `loss_bbox` needs boxes and would get deltas."""

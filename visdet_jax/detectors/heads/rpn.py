@@ -6,13 +6,14 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from visdet_jax.core.docstrings import described_by
 from visdet_jax.core.hyperparameters import Count
 from visdet_jax.detectors.assigners.assigner import IGNORED
 from visdet_jax.detectors.heads.anchor_head import AnchorHead, count_positives
 from visdet_jax.detectors.heads.criterion import Criterion
 from visdet_jax.detectors.heads.dense_head import DenseHead
 from visdet_jax.detectors.heads.first_stage import FirstStage
-from visdet_jax.detectors.heads.head import compiled, described_by, without_state
+from visdet_jax.detectors.heads.head import compiled, without_state
 from visdet_jax.detectors.postprocessing import ProposalConfig
 from visdet_jax.detectors.priors import AnchorGenerator
 from visdet_jax.detectors.registry import HEADS

@@ -51,10 +51,7 @@ class SoftLabelHead(DenseHead):
         super().__post_init__()
         if not isinstance(self.sampler, PseudoSampler):
             raise self.value_error(f"sampler must be PseudoSampler, got {self.sampler!r}")
-        if not self.use_sigmoid:
-            raise self.value_error(
-                f"loss_cls must use a sigmoid for each class, got {self.loss_cls!r}"
-            )
+        self.raise_unless_sigmoid()
 
     @property
     def strides(self) -> tuple[int, ...]:

@@ -12,12 +12,13 @@ import numpy as np
 from visdet_jax.boxes.nms import KeptDetections
 from visdet_jax.core.checks import check_array
 from visdet_jax.core.devices import sharded_as
+from visdet_jax.core.docstrings import described_by
 from visdet_jax.core.dtypes import as_dtype, compute_dtype
 from visdet_jax.core.hyperparameters import Count, Range
 from visdet_jax.core.rules import UNIT, Expected
 from visdet_jax.detectors.heads.criterion import Criterion, avg_factor_of_device
 from visdet_jax.detectors.heads.dense_head import DenseHead
-from visdet_jax.detectors.heads.head import compiled, described_by, without_state
+from visdet_jax.detectors.heads.head import compiled, without_state
 from visdet_jax.detectors.heads.rtmdet import RTMDetHead
 from visdet_jax.detectors.registry import HEADS, with_training
 from visdet_jax.detectors.structures import (

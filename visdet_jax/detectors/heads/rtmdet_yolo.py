@@ -14,7 +14,7 @@ from visdet_jax.detectors.registry import HEADS
 from visdet_jax.detectors.structures import HeadTargets, Image, Rows
 
 
-@HEADS.register_module("YOLORTMDetHead")
+@HEADS.register_module()
 @dataclass(frozen=True, kw_only=True)
 class YOLORTMDetHead(SoftLabelHead):
     """mmyolo's `RTMDetHead`, which differs from mmdet's in its unit, its padding and its assigner.

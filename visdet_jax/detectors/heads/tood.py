@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from visdet_jax.boxes.distances import bbox2distance, centerness_target
 from visdet_jax.boxes.formats import clip_to_image, convert_boxes
+from visdet_jax.core.docstrings import described_by
 from visdet_jax.core.hyperparameters import NonNegative, Number
 from visdet_jax.core.rules import UNIT, Expected
 from visdet_jax.detectors.assigners.assigner import Assigner, pick
@@ -19,7 +20,7 @@ from visdet_jax.detectors.assigners.task_aligned import TaskAlignedAssigner
 from visdet_jax.detectors.heads.anchor_head import AnchorHead
 from visdet_jax.detectors.heads.criterion import Criterion
 from visdet_jax.detectors.heads.dense_head import DenseHead
-from visdet_jax.detectors.heads.head import compiled, described_by, without_state
+from visdet_jax.detectors.heads.head import compiled, without_state
 from visdet_jax.detectors.priors import Grid
 from visdet_jax.detectors.registry import HEADS
 from visdet_jax.detectors.structures import (
@@ -79,8 +80,7 @@ class TOODHead(AnchorHead):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._raise_unless_decoded()
-        if self.num_base_priors != 1:
-            raise self.value_error(f"a cell must have one anchor, got {self.num_base_priors}")
+        self._raise_unless_one_anchor()
         for name in ("initial_loss_cls", "loss_cls"):
             if not getattr(getattr(self, name), "activated", False):
                 raise self.value_error(
@@ -166,13 +166,7 @@ class TOODHead(AnchorHead):
 
     def assign_initially(self, grid: Grid, image: Image) -> HeadTargets:
         """The targets (N, ...) of one image before `initial_epoch`."""
-        found = self.initial_assigner.assign(
-            jnp.asarray(grid.priors),
-            image.gt_boxes,
-            image.gt_labels,
-            self.taking_part(grid, image),
-            level_sizes=grid.level_sizes,
-        )
+        found = self.assign_by(self.initial_assigner, grid, image)
         return self._targets_of(found._replace(metrics=jnp.ones_like(grid.strides)), image)
 
     def assign(self, grid: Grid, image: Image) -> HeadTargets:
@@ -202,7 +196,7 @@ class TOODHead(AnchorHead):
         # As mmdet: divided by 1 + eps, and then by the sum, so that the digits are the same.
         criterion.add("loss_cls", rows.cls_scores, (labels, metrics), weight, 1.0)
         if initial is not False:
-            # Keep both losses and select one. They are read from one pass over the scores.
+            # One program serves all epochs: it computes both losses and selects one.
             criterion.add("initial_loss_cls", rows.cls_scores, labels, weight, 1.0)
             of_labels = criterion.losses.pop("initial_loss_cls")
             losses = criterion.losses

@@ -90,8 +90,7 @@ class VFNetHead(AnchorHead, function=fcos_assign):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._raise_unless_decoded()
-        if self.num_base_priors != 1:
-            raise self.value_error(f"a cell must have one anchor, got {self.num_base_priors}")
+        self._raise_unless_one_anchor()
         if self.strides != self.anchor_generator.strides:
             raise self.value_error(
                 f"strides must be the anchors', {self.anchor_generator.strides}, got {self.strides}"
@@ -125,13 +124,7 @@ class VFNetHead(AnchorHead, function=fcos_assign):
     def assign(self, grid: Grid, image: Image) -> HeadTargets:
         points = _points(grid.priors)
         if self.use_atss:
-            found = self.assigner.assign(
-                jnp.asarray(grid.priors),
-                image.gt_boxes,
-                image.gt_labels,
-                self.taking_part(grid, image),
-                level_sizes=grid.level_sizes,
-            )
+            found = self.assign_by(self.assigner, grid, image)
         else:
             found = assign_points(self, points, grid, image)
         distances = self.bbox_coder.encode(points, pick(image.gt_boxes, found.gt_inds))
@@ -141,8 +134,7 @@ class VFNetHead(AnchorHead, function=fcos_assign):
         targets, points = rows.targets, _points(rows.priors)
         refined: Any = rows.bbox_preds_refine
         target = self.bbox_coder.decode(points, targets.bbox_targets)
-        # Of what the classes learn in the end: the IoU of the refined boxes.
-        quality = targets.bbox_weights
+        quality = targets.bbox_weights  # After the loop that of the refined boxes: see loss_cls.
         for name, distances in (("loss_bbox", rows.bbox_preds), ("loss_bbox_refine", refined)):
             boxes = self.bbox_coder.decode(points, distances)
             iou = iou_of_positives(boxes, target, targets.bbox_weights)

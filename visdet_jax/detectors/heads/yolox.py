@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from visdet_jax.boxes.formats import clip_to_image, convert_boxes
+from visdet_jax.core.docstrings import described_by
 from visdet_jax.core.dtypes import as_dtype
 from visdet_jax.core.hyperparameters import Range
 from visdet_jax.detectors.assigners.assigner import pick
@@ -14,7 +15,7 @@ from visdet_jax.detectors.assigners.predictions import PredictionAssigner
 from visdet_jax.detectors.assigners.sim_ota import SimOTAAssigner
 from visdet_jax.detectors.heads.criterion import Criterion
 from visdet_jax.detectors.heads.dense_head import DenseHead
-from visdet_jax.detectors.heads.head import compiled, described_by, without_state
+from visdet_jax.detectors.heads.head import compiled, without_state
 from visdet_jax.detectors.postprocessing import TestConfig
 from visdet_jax.detectors.priors import Grid, MlvlPointGenerator, Sizes
 from visdet_jax.detectors.registry import HEADS
@@ -81,10 +82,7 @@ class YOLOXHead(DenseHead):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.use_sigmoid:
-            raise self.value_error(
-                f"loss_cls must use a sigmoid for each class, got {self.loss_cls!r}"
-            )
+        self.raise_unless_sigmoid()
 
     @described_by(DenseHead.update)
     @compiled
@@ -190,6 +188,6 @@ def _boxes(points: jax.Array, strides: jax.Array, bbox_preds: jax.Array) -> jax.
 def _as_predicted(points: jax.Array, strides: jax.Array, boxes: jax.Array) -> jax.Array:
     """What the network has to give for boxes (B, N, 4) in pixels."""
     strides, boxes = strides[..., None], convert_boxes(boxes)
-    # Boxes that are inverted have no logarithm; as mmdet's eps, which makes it -18 for no size.
+    # An inverted box counts as one of no size, whose logarithm is -18 by mmdet's 1e-8.
     size = jnp.log(jnp.maximum(boxes[..., 2:] / strides, 0) + 1e-8)
     return jnp.concatenate([(boxes[..., :2] - points) / strides, size], axis=-1)
