@@ -65,7 +65,7 @@ class Row:
         return "num_classes" in self.config
 
     def anchors(self):
-        return "anchor_generator" in self.config
+        return self.config.get("anchor_generator", {}).get("type") == "AnchorGenerator"
 
 
 # The heads on priors.

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 
+from visdet_jax.core.hyperparameters import Finite
 from visdet_jax.detectors.assigners.assigner import pick
 from visdet_jax.detectors.assigners.dynamic_soft_label import BatchDynamicSoftLabelAssigner
 from visdet_jax.detectors.heads.criterion import Criterion
@@ -34,7 +35,7 @@ class YOLORTMDetHead(SoftLabelHead):
     """
 
     assigner: BatchDynamicSoftLabelAssigner = BatchDynamicSoftLabelAssigner()
-    pos_weight: float = -1
+    pos_weight: Finite = -1
 
     def decode_boxes(
         self, points: jax.Array, strides: jax.Array, distances: jax.Array, image_shapes: Any = None
