@@ -10,14 +10,11 @@ than 5 % was taken out: LLVM in one part, no recording of Python's frames, no ga
 while tests are collected.
 """
 
-import functools
 import gc
 import os
-import threading
 from importlib.metadata import version
 
 import pytest
-from jax._src.interpreters import mlir
 
 FLAGS = [
     "--xla_backend_optimization_level=0",  # Saves 14 %: LLVM's optimizations.
@@ -28,18 +25,6 @@ if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):
 
 # Of a flag that is given twice the last counts.
 os.environ["XLA_FLAGS"] = " ".join([*FLAGS, os.environ.get("XLA_FLAGS", "")])
-
-
-class OneContextAThread(threading.local):
-    """Saves 7 % (one run each): MLIR's dialects are not loaded anew for each lowered program."""
-
-    def __init__(self):
-        self.make = functools.cache(make_ir_context)
-
-
-make_ir_context = mlir.make_ir_context
-contexts = OneContextAThread()
-mlir.make_ir_context = lambda: contexts.make()
 
 
 @pytest.fixture(autouse=True)
