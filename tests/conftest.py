@@ -5,6 +5,7 @@ See README.md beside this file.
 
 import contextlib
 import gc
+import itertools
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from golden.replay import EVERY
 pytest_plugins = ["faster"]
 
 TESTS = Path(__file__).parent
+TESTS_DONE = itertools.count(1)
+MAPPINGS, MOST_MAPPINGS = Path("/proc/self/maps"), 30_000  # Linux has the file.
 
 # Before the first computation: the sharding tests need more than one device.
 jax.config.update("jax_platforms", "cpu")
@@ -100,9 +103,29 @@ def programs_of_one_file(request):
     """Tests of a file share compiled programs; those of all long files, kept, would fill 8 GB."""
     yield
     if path_in_tests(request.path) in LONGEST:
-        jax.clear_caches()
-        gc.unfreeze()  # see faster.py
-        gc.collect()
+        let_programs_go()
+
+
+@pytest.fixture(autouse=True)
+def programs_leave_room():
+    """Programs are let go before the kernel has no more mappings for them, of 65 530 by default.
+
+    XLA's compiler would crash: without this a whole run had 64 672 in the tests of heads. To count
+    them takes some milliseconds, so that it is done after one test in ten.
+    """
+    yield
+    if next(TESTS_DONE) % 10 == 0 and MAPPINGS.exists():
+        with MAPPINGS.open("rb") as lines:
+            count = sum(1 for _ in lines)
+        if count > MOST_MAPPINGS:
+            let_programs_go()
+
+
+def let_programs_go():
+    """Empties JAX's caches of compiled programs."""
+    jax.clear_caches()
+    gc.unfreeze()  # see faster.py
+    gc.collect()
 
 
 @pytest.fixture
