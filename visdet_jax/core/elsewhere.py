@@ -12,7 +12,7 @@ ELSEWHERE = {
         CenterNetUpdateHead CenterRegionAssigner CentripetalHead CoarseMaskHead
         CondInstBboxHead CondInstMaskHead CornerHead DDODHead DDQDETRHead DIIHead
         DINOHead DecoupledSOLOHead DecoupledSOLOLightHead DeltaXYWHBBoxCoderForGLIP
-        DynamicMaskHead DynamicRoIHead DynamicSoftLabelAssigner EmbeddingRPNHead
+        DynamicMaskHead DynamicRoIHead EmbeddingRPNHead
         FSAFHead FeatureRelayHead FoveaHead FreeAnchorRetinaHead FusedSemanticHead
         GARPNHead GARetinaHead GlobalContextHead GridAssigner GridHead GridRoIHead
         GroundingDINOHead GuidedAnchorHead HTCMaskHead HeuristicFusionHead
@@ -25,7 +25,7 @@ ELSEWHERE = {
         QuasiDenseTrackHead RTMDetHead RTMDetInsHead RTMDetInsSepBNHead RTMDetSepBNHead
         RegionAssigner RepPointsHead RoIEmbedHead RoITrackHead SABLHead SABLRetinaHead
         SCNetBBoxHead SCNetMaskHead SCNetRoIHead SCNetSemanticHead SOLOHead SOLOV2Head
-        SSDAnchorGenerator SSDHead ScoreHLRSampler SimOTAAssigner SparseRoIHead
+        SSDAnchorGenerator SSDHead ScoreHLRSampler SparseRoIHead
         StageCascadeRPNHead TOODHead TaskAlignedAssigner TopkHungarianAssigner
         UniformAssigner VFNetHead YOLACTHead YOLOAnchorGenerator YOLOBBoxCoder YOLOFHead
         YOLOV3Head YOLOXHead
@@ -46,7 +46,7 @@ ELSEWHERE = {
         S2ARefineHead SAMRepPointsHead SASAssigner SmoothFocalLoss SpatialBorderLoss
         """,
     "mmyolo": """
-        BatchATSSAssigner BatchDynamicSoftLabelAssigner BatchTaskAlignedAssigner
+        BatchATSSAssigner BatchTaskAlignedAssigner
         DistanceAnglePointCoder OksLoss PPYOLOEHead PoseSimOTAAssigner RTMDetRotatedHead
         YOLOXBBoxCoder YOLOXPoseHead YOLOv5BBoxCoder YOLOv5Head YOLOv5InsHead YOLOv6Head
         YOLOv7Head YOLOv8Head

@@ -5,12 +5,27 @@ from visdet_jax.detectors.assigners.assigner import Assigner as Assigner
 from visdet_jax.detectors.assigners.assigner import Assignment as Assignment
 from visdet_jax.detectors.assigners.atss import ATSSAssigner as ATSSAssigner
 from visdet_jax.detectors.assigners.atss import atss_assign as atss_assign
+from visdet_jax.detectors.assigners.dynamic_soft_label import (
+    BatchDynamicSoftLabelAssigner as BatchDynamicSoftLabelAssigner,
+)
+from visdet_jax.detectors.assigners.dynamic_soft_label import (
+    DynamicSoftLabelAssigner as DynamicSoftLabelAssigner,
+)
+from visdet_jax.detectors.assigners.dynamic_soft_label import (
+    batch_dynamic_soft_label_assign as batch_dynamic_soft_label_assign,
+)
+from visdet_jax.detectors.assigners.dynamic_soft_label import (
+    dynamic_soft_label_assign as dynamic_soft_label_assign,
+)
 from visdet_jax.detectors.assigners.fcos import fcos_assign as fcos_assign
 from visdet_jax.detectors.assigners.hungarian import HungarianAssigner as HungarianAssigner
 from visdet_jax.detectors.assigners.hungarian import hungarian as hungarian
 from visdet_jax.detectors.assigners.iou_calculator import BboxOverlaps2D as BboxOverlaps2D
 from visdet_jax.detectors.assigners.max_iou import MaxIoUAssigner as MaxIoUAssigner
 from visdet_jax.detectors.assigners.max_iou import max_iou_assign as max_iou_assign
+from visdet_jax.detectors.assigners.predictions import PredictionAssigner as PredictionAssigner
+from visdet_jax.detectors.assigners.sim_ota import SimOTAAssigner as SimOTAAssigner
+from visdet_jax.detectors.assigners.sim_ota import sim_ota_assign as sim_ota_assign
 from visdet_jax.detectors.coders import BoxCoder as BoxCoder
 from visdet_jax.detectors.coders import DeltaXYWHBBoxCoder as DeltaXYWHBBoxCoder
 from visdet_jax.detectors.coders import DistancePointBBoxCoder as DistancePointBBoxCoder

@@ -28,6 +28,7 @@ class Assignment(NamedTuple):
     gt_inds: jax.Array  # (N,) 1 for the first box; 0 background, -1 ignored, -2 dropped prior
     labels: jax.Array  # (N,) of that box; -1 where there is none
     max_overlaps: jax.Array | None = None  # (N,) the IoU by which it was assigned, if any was
+    metrics: jax.Array | None = None  # (N,) what the class learns in place of 1; 0 without a box
 
 
 def pick(values: jax.Array, gt_inds: jax.Array) -> jax.Array:
@@ -103,20 +104,25 @@ class Rules:
         accelerators each call computes them anew, and not before `after`, if any, is there.
       visit: From the state, the number of the box (1 for the first), what `compute` and `measure`
         found, to the next state, by operations on each prior alone.
+      keeps: Whether accelerators hold the numbers of all boxes in memory after all. For numbers
+        that are dear to compute, or that cannot be the same bits in every kernel; of few priors.
     """
 
-    compute: Callable[[jax.Array, jax.Array, slice], Any]
+    compute: Callable[[Any, jax.Array, slice], Any]
     measure: Callable[[Callable[..., Any]], Any]
     visit: Callable[[Any, jax.Array, Any, Any], Any]
+    keeps: bool = False
 
 
-def visit_boxes(rules: Rules, state: Any, gt_boxes: jax.Array, gt_labels: jax.Array) -> Any:
+def visit_boxes(rules: Rules, state: Any, gt_boxes: Any, gt_labels: jax.Array) -> Any:
     """The state, arrays (N,), after all boxes (G, 4) have been visited in their order.
+
+    `gt_boxes` may also be a tuple of arrays (G, ...), when `compute` gets a tuple for a box.
 
     On a CPU the boxes are visited one by one, and the numbers of a box are computed once, into the
     cache. On accelerators the reductions of `measure` are done for all boxes in one kernel, and
     `BOXES_IN_A_KERNEL` visits are one kernel. Each of them computes the numbers on its way, so that
-    numbers that are compared need the same bits in every kernel: see `product`.
+    numbers that are compared need the same bits in every kernel: see `product`, and `Rules.keeps`.
     """
     if not jax.tree.leaves(state)[0].size:
         return state  # Without priors there is nothing to assign, nor a largest IoU.
@@ -146,6 +152,18 @@ def visit_boxes(rules: Rules, state: Any, gt_boxes: jax.Array, gt_labels: jax.Ar
             number, box, exists, found = each
             return rules.visit(state, number, rules.compute(box, exists, every), found), None
 
+        def step_with_kept(state: Any, each: Any) -> tuple[Any, None]:
+            number, kept, found = each
+            return rules.visit(state, number, kept, found), None
+
+        if rules.keeps:
+            kept = jax.vmap(lambda box, exists: rules.compute(box, exists, every))(*boxes[1:])
+            kept = jax.lax.optimization_barrier(kept)
+            found = jax.vmap(
+                lambda x: rules.measure(lambda among, _=None: jax.tree.map(lambda a: a[among], x))
+            )(kept)
+            rows = (numbers, kept, found)
+            return jax.lax.scan(step_with_kept, state, rows, unroll=BOXES_IN_A_KERNEL)[0]
         found = jax.vmap(measure)(*boxes[1:])
         return jax.lax.scan(step, state, (*boxes, found), unroll=BOXES_IN_A_KERNEL)[0]
 
