@@ -38,6 +38,8 @@ class Row:
     config: dict
     names: tuple = ("loss_cls", "loss_bbox", "loss_centerness")
     train_cfg: Any = field(default_factory=lambda: {"assigner": ATSS})
+    # The fields that hold the losses, where they have other names than the losses.
+    fields: tuple = ()
 
     def head(self, **changes):
         return build_head({**self.config, **changes}, self.train_cfg)
@@ -134,6 +136,31 @@ ROWS = {
             "loss_dfl": {"type": "DistributionFocalLoss", "loss_weight": 0.25},
         },
         names=("loss_cls", "loss_bbox", "loss_dfl"),
+    ),
+    "YOLOv8Head": Row(
+        {
+            "type": "YOLOv8Head",
+            "num_classes": CLASSES,
+            "strides": [8, 16],
+            "reg_max": 4,
+            "loss_cls": {"type": "FocalLoss"},
+            "loss_bbox": {"type": "IoULoss", "iou_mode": "ciou", "bbox_format": "xyxy"},
+        },
+        names=("loss_cls", "loss_bbox", "loss_dfl"),
+        train_cfg={"assigner": {"type": "BatchTaskAlignedAssigner"}},
+    ),
+    "YOLOHead": Row(
+        {
+            "type": "YOLOHead",
+            "num_classes": CLASSES,
+            "strides": [8, 16],
+            "reg_max": 4,
+            "loss_cls": {"type": "FocalLoss"},
+            "loss_bbox": {"type": "YOLOIoULoss", "bbox_format": "xyxy"},
+        },
+        names=("loss_cls", "loss_bbox", "loss_dfl"),
+        train_cfg=None,
+        fields=("loss_cls", "loss_bbox", "loss_dfl", "loss_l1"),
     ),
 }
 

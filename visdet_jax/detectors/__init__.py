@@ -75,6 +75,10 @@ from visdet_jax.detectors.heads.roi_head import DoubleHeadRoIHead as DoubleHeadR
 from visdet_jax.detectors.heads.roi_head import StandardRoIHead as StandardRoIHead
 from visdet_jax.detectors.heads.roi_head import TridentRoIHead as TridentRoIHead
 from visdet_jax.detectors.heads.rpn import RPNHead as RPNHead
+from visdet_jax.detectors.heads.yolo import EndToEndHead as EndToEndHead
+from visdet_jax.detectors.heads.yolo import YOLOHead as YOLOHead
+from visdet_jax.detectors.heads.yolo import end_to_end_weights as end_to_end_weights
+from visdet_jax.detectors.heads.yolov8 import YOLOv8Head as YOLOv8Head
 from visdet_jax.detectors.postprocessing import NMS as NMS
 from visdet_jax.detectors.postprocessing import ProposalConfig as ProposalConfig
 from visdet_jax.detectors.postprocessing import SoftNMS as SoftNMS

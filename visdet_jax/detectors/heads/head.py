@@ -260,6 +260,7 @@ class Head(WithLosses):
         boxes: jax.Array,
         centerness: jax.Array | None = None,
         pos_weight: Number = 1,
+        metrics: jax.Array | None = None,
     ) -> HeadTargets:
         """The targets of priors or queries: background, of weight 1, where they have no box.
 
@@ -269,6 +270,7 @@ class Head(WithLosses):
           boxes: (..., 4), in the form that the head learns.
           centerness: For heads that have one.
           pos_weight: Weight of positives in the class loss; any number that is not above 0 means 1.
+          metrics: For heads that look at predictions.
         """
         positive = gt_inds > 0
         pos_weight = as_dtype(boxes.dtype, pos_weight)
@@ -280,6 +282,7 @@ class Head(WithLosses):
             bbox_targets=jnp.where(positive[..., None], boxes, 0),
             bbox_weights=positive.astype(boxes.dtype),
             centerness=None if centerness is None else jnp.where(positive, centerness, 0),
+            metrics=None if metrics is None else jnp.where(positive, metrics, 0),
         )
 
     def raise_for_losses_of_boxes(self, reg_decoded_bbox: bool) -> None:
