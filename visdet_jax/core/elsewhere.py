@@ -26,7 +26,7 @@ ELSEWHERE = {
         RegionAssigner RepPointsHead RoIEmbedHead RoITrackHead SABLHead SABLRetinaHead
         SCNetBBoxHead SCNetMaskHead SCNetRoIHead SCNetSemanticHead SOLOHead SOLOV2Head
         SSDAnchorGenerator SSDHead ScoreHLRSampler SparseRoIHead
-        StageCascadeRPNHead TOODHead TaskAlignedAssigner TopkHungarianAssigner
+        StageCascadeRPNHead TOODHead TopkHungarianAssigner
         UniformAssigner VFNetHead YOLACTHead YOLOAnchorGenerator YOLOBBoxCoder YOLOFHead
         YOLOV3Head YOLOXHead
         """,

@@ -26,6 +26,20 @@ from visdet_jax.detectors.assigners.max_iou import max_iou_assign as max_iou_ass
 from visdet_jax.detectors.assigners.predictions import PredictionAssigner as PredictionAssigner
 from visdet_jax.detectors.assigners.sim_ota import SimOTAAssigner as SimOTAAssigner
 from visdet_jax.detectors.assigners.sim_ota import sim_ota_assign as sim_ota_assign
+from visdet_jax.detectors.assigners.task_aligned import (
+    BatchTaskAlignedAssigner as BatchTaskAlignedAssigner,
+)
+from visdet_jax.detectors.assigners.task_aligned import TaskAlignedAssigner as TaskAlignedAssigner
+from visdet_jax.detectors.assigners.task_aligned import (
+    YOLOTaskAlignedAssigner as YOLOTaskAlignedAssigner,
+)
+from visdet_jax.detectors.assigners.task_aligned import (
+    batch_task_aligned_assign as batch_task_aligned_assign,
+)
+from visdet_jax.detectors.assigners.task_aligned import task_aligned_assign as task_aligned_assign
+from visdet_jax.detectors.assigners.task_aligned import (
+    yolo_task_aligned_assign as yolo_task_aligned_assign,
+)
 from visdet_jax.detectors.coders import BoxCoder as BoxCoder
 from visdet_jax.detectors.coders import DeltaXYWHBBoxCoder as DeltaXYWHBBoxCoder
 from visdet_jax.detectors.coders import DistancePointBBoxCoder as DistancePointBBoxCoder

@@ -14,6 +14,7 @@ from visdet_jax.core.checks import check_array
 from visdet_jax.core.dtypes import as_dtype
 from visdet_jax.core.frozen import FrozenModule
 from visdet_jax.detectors.assigners.assigner import (
+    DROPPED,
     Assignment,
     Best,
     iou_with_all,
@@ -87,8 +88,12 @@ def prepare_predictions(
         pred_boxes, gt_boxes, gt_labels, valid, name="pred_boxes"
     )
     count, dtype = len(boxes), boxes.dtype
-    levels = list(scores) if isinstance(scores, list | tuple) else [scores]
-    for name, x, shape in (("points", points, (count, 2)), ("strides", strides, (count,))):
+    levels: list[Any] = list(scores) if isinstance(scores, list | tuple) else [scores]
+    own: tuple[tuple[str, Any, tuple[int, ...]], ...] = (
+        ("points", points, (count, 2)),
+        ("strides", strides, (count,)),
+    )
+    for name, x, shape in own:
         check_array(name, x)
         if x.shape != shape:
             raise ValueError(f"{name} must have shape {shape}, got {x.shape}")
@@ -114,16 +119,16 @@ def prepare_predictions(
 
 
 class Members(NamedTuple):
-    """The first `count` of some priors, by their indices."""
+    """The first `size` of some priors, by their indices."""
 
     indices: jax.Array  # (k,)
-    count: jax.Array
+    size: jax.Array  # how many of them
 
     def include(self, index: jax.Array) -> jax.Array:
         """Which of the priors at these indices (N,) are members."""
         # By indices and not by the values that chose them, which need not be the same bits in
         # another kernel. One by one, since a reduction over an axis of k is no vector code.
-        members = [(index == self.indices[i]) & (i < self.count) for i in range(len(self.indices))]
+        members = [(index == self.indices[i]) & (i < self.size) for i in range(len(self.indices))]
         return functools.reduce(operator.or_, members)
 
 
@@ -204,14 +209,26 @@ def largest_of_boxes(values: jax.Array, gt_inds: jax.Array, count: int) -> jax.A
 
 
 def result(
-    inputs: Inputs, gt_inds: jax.Array, overlaps: jax.Array, metrics: jax.Array, unassigned: float
+    inputs: Inputs,
+    gt_inds: jax.Array,
+    overlaps: jax.Array,
+    metrics: jax.Array,
+    unassigned: float,
+    takes_part: jax.Array,
 ) -> Assignment:
-    """The assignment; `unassigned` is the overlap of priors without a box, where there is a box."""
+    """The assignment.
+
+    Args:
+      inputs: What was assigned by.
+      gt_inds, overlaps, metrics: (N,) of all priors; anything where there is no box.
+      unassigned: The overlap of priors without a box, unless no box or no prior takes part: 0.
+      takes_part: (N,) which priors do.
+    """
     labels = jnp.where(gt_inds > 0, pick(inputs.gt_labels, gt_inds), -1)
-    there = (inputs.gt_labels >= 0).any()
+    there = (inputs.gt_labels >= 0).any() & takes_part.any()
     nothing = jnp.where(there, as_dtype(overlaps.dtype, unassigned), 0)
     return Assignment(
-        gt_inds,
+        jnp.where(inputs.valid, gt_inds, DROPPED),
         labels,
         jnp.where(gt_inds > 0, overlaps, nothing),
         jnp.where(gt_inds > 0, metrics, 0),

@@ -11,7 +11,6 @@ from visdet_jax.core.dtypes import as_dtype
 from visdet_jax.core.hyperparameters import Count, NonNegative, Positive
 from visdet_jax.core.jitted import jitted
 from visdet_jax.detectors.assigners.assigner import (
-    DROPPED,
     Assignment,
     Rules,
     iou_with_all,
@@ -120,11 +119,7 @@ def sim_ota_assign(
     truth = (given.gt_boxes, given.gt_labels)
     gt_inds = visit_boxes(rules, no_claims(given), truth, given.gt_labels).gt_inds()
     iou = by_iou(given, gt_inds)
-    found = result(given, gt_inds, iou, iou, -1e5)
-    return found._replace(
-        gt_inds=jnp.where(given.valid, found.gt_inds, DROPPED),
-        max_overlaps=jnp.where(takes_part.any(), found.max_overlaps, 0),
-    )
+    return result(given, gt_inds, iou, iou, -1e5, takes_part)
 
 
 def _clamped_log(x: jax.Array) -> jax.Array:
