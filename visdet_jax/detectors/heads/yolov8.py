@@ -193,6 +193,8 @@ class YOLOv8Head(TaskAlignedPointHead):
         module = as_dict(settings.pop("head_module", None) or {})
         for key, name in (("num_classes",) * 2, ("reg_max",) * 2, ("featmap_strides", "strides")):
             if key in module:
+                if name in settings:
+                    raise ValueError(f"{name} stands in the head's config and in its head_module")
                 settings[name] = module[key]
         points = as_dict(settings.pop("prior_generator", None) or {})
         strides = tuple(settings.get("strides", YOLOv8Head.strides))
