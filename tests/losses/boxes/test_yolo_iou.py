@@ -15,9 +15,11 @@ SHORT = "loss_ciou_xyxy"
 
 
 def params():
-    for case in LOSSES:
-        short = case["key"].startswith(SHORT)
-        yield pytest.param(case, id=case["key"], marks=() if short else pytest.mark.long)
+    short = [case["key"].startswith(SHORT) for case in LOSSES]
+    return [
+        pytest.param(case, id=case["key"], marks=() if is_short else pytest.mark.long)
+        for case, is_short in zip(LOSSES, short, strict=True)
+    ]
 
 
 # Row 16 has equal boxes, where every mode has a kink: torch halves ties, and so does JAX.
