@@ -223,10 +223,47 @@ class AssignerRow(Row):
             inputs["valid"],
             level_sizes=(count - count // 3, count // 3),
         )
-        return found._asdict()
+        return {name: x for name, x in found._asdict().items() if x is not None}
 
     def shapes(self, inputs: Inputs) -> dict[str, tuple[int, ...]]:
         return dict.fromkeys(("gt_inds", "labels", "max_overlaps"), (len(inputs["priors"]),))
+
+
+@dataclass(frozen=True)
+class PredictionRow(AssignerRow):
+    """An assigner that looks at predictions, with logits or probabilities as its scores."""
+
+    probabilities: bool = False
+
+    def inputs(self, rng: Generator) -> Inputs:
+        scores = rng.normal(0, 2, (PRIORS, CLASSES)).astype(np.float32)
+        return {
+            "points": rng.uniform(0, 100, (PRIORS, 2)).astype(np.float32),
+            "strides": rng.choice([8, 16], PRIORS).astype(np.float32),
+            "pred_boxes": boxes(rng, PRIORS),
+            "scores": 1 / (1 + np.exp(-scores)) if self.probabilities else scores,
+            "valid": rng.random(PRIORS) < 0.9,
+            "gt_boxes": boxes(rng, BOXES),
+            "gt_labels": padded_labels(rng),
+        }
+
+    def extremes(self, rng: Generator) -> Inputs:
+        inputs = self.inputs(rng)
+        scores = rng.choice([0, 1, 1e-30] if self.probabilities else LOGITS, (PRIORS, CLASSES))
+        extremes = {
+            "pred_boxes": extreme_boxes(rng, PRIORS),
+            "scores": scores.astype(np.float32),
+            "gt_boxes": extreme_boxes(rng, BOXES),
+        }
+        return inputs | extremes
+
+    def call(self, built: Any, inputs: Inputs) -> dict[str, Any]:
+        names = ("points", "strides", "pred_boxes", "scores", "gt_boxes", "gt_labels", "valid")
+        return built.assign_predictions(*(inputs[name] for name in names))._asdict()
+
+    def shapes(self, inputs: Inputs) -> dict[str, tuple[int, ...]]:
+        names = ("gt_inds", "labels", "max_overlaps", "metrics")
+        return dict.fromkeys(names, (len(inputs["points"]),))
 
 
 @dataclass(frozen=True)
@@ -316,6 +353,18 @@ OCTAVES = {"octave_base_scale": 4.0, "scales_per_octave": 3}
 # A class without a row fails test_every_registered_class_has_a_row.
 ROWS: dict[str, list[Row]] = {
     "ATSSAssigner": [AssignerRow({"topk": 4})],
+    "BatchDynamicSoftLabelAssigner": [PredictionRow({"topk": 4})],
+    "BatchTaskAlignedAssigner": [
+        PredictionRow({"topk": 4, "use_ciou": True}, probabilities=True),
+        PredictionRow({"topk": 4}, probabilities=True),
+    ],
+    "DynamicSoftLabelAssigner": [PredictionRow({"topk": 4})],
+    "SimOTAAssigner": [PredictionRow({"candidate_topk": 4}, probabilities=True)],
+    "TaskAlignedAssigner": [PredictionRow({"topk": 4}, probabilities=True)],
+    "YOLOTaskAlignedAssigner": [
+        PredictionRow({"topk": 4, "topk2": 1, "min_side": 16.0}, probabilities=True),
+        PredictionRow({"topk": 4}, probabilities=True),
+    ],
     "AnchorGenerator": [
         PriorRow({"strides": (8, 16), "ratios": (0.5, 1.0, 2.0), **OCTAVES}),
         PriorRow({"strides": (8, 16), "ratios": (1.0,), "scales": (4.0,), "base_sizes": (5, 9)}),

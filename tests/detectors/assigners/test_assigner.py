@@ -73,7 +73,7 @@ def test_no_box_at_all(nothing, form):
 
 def test_no_prior_at_all(form):
     for found in assign_all(np.ones((1, 4), np.float32), np.zeros(1, np.int32), size=0):
-        for x in found:
+        for x in jax.tree.leaves(found):
             assert x.shape == (0,)
 
 

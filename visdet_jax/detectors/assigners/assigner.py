@@ -232,6 +232,7 @@ class Least(NamedTuple):
 
     values: jax.Array  # (k,), infinite where there are less than k finite ones.
     others: jax.Array  # (k,): what another array (n,) has there; anything for infinite values
+    indices: jax.Array  # (k,): where they are among all priors; anything for infinite values
     last: Last
 
 
@@ -259,7 +260,9 @@ def k_least(numbers: Callable[..., Any], groups: Sequence[slice], k: int) -> lis
             value = -negated.min()
             # Of equal values top_k takes those of the lowest index.
             index = group.start + jnp.where(negated == -value, indices, -1).max()
-            found.append(Least(-negated, others[indices], Last(value, index)))
+            found.append(
+                Least(-negated, others[indices], group.start + indices, Last(value, index))
+            )
         return found
 
     def in_steps() -> list[Least]:
@@ -273,15 +276,15 @@ def k_least(numbers: Callable[..., Any], groups: Sequence[slice], k: int) -> lis
                     values = jnp.where(done, jnp.inf, values)
                 found.append(_first_least(values, indices, others))
             value, index, other = map(jnp.stack, zip(*found, strict=True))
-            return Last(value, index), (value, other)
+            return Last(value, index), (value, other, index)
 
         last, first = step(None)
         last, after = jax.lax.scan(
             step, last, length=min(k, max(sizes)) - 1, unroll=STEPS_IN_A_TRIP
         )
-        values, others = (jnp.append(x[None], y, axis=0) for x, y in zip(first, after, strict=True))
+        found = [jnp.append(x[None], y, axis=0) for x, y in zip(first, after, strict=True)]
         return [
-            Least(values[:size, i], others[:size, i], Last(last.value[i], last.at[i]))
+            Least(*(x[:size, i] for x in found), Last(last.value[i], last.at[i]))
             for i, size in enumerate(sizes)
         ]
 

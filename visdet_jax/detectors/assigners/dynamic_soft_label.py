@@ -104,11 +104,25 @@ def batch_dynamic_soft_label_assign(
     soft_center_radius: NonNegative = 3.0,
     iou_weight: NonNegative = 3.0,
 ) -> Assignment:
-    """mmyolo's form of `dynamic_soft_label_assign`, whose arguments it has.
+    """mmyolo's form of `dynamic_soft_label_assign`.
 
     Of the classes only the box's own is in the cost, and the IoUs of all predictions count for k,
     also of those that take no part. An image none of whose priors takes part has no positives,
     where mmyolo takes some by the order in which equal numbers are sorted.
+
+    Args:
+      points: (N, 2) x, y of the priors, in pixels.
+      strides: (N,) of their levels, in pixels.
+      pred_boxes: (N, 4) as x1, y1, x2, y2, in pixels.
+      logits: (N, C), or one array (n, C) of each level.
+      gt_boxes: (G, 4) as the predictions. Rows of padding are not read.
+      gt_labels: (G,) Class indices, integers of any width; negative for padding.
+      valid: (N,) False for priors to drop. None drops none.
+      gt_centers: (G, 2) x, y that distances are measured to. Unless given, the boxes' centres.
+      topk: How many IoUs are summed up, at least 1. Larger values give more positives.
+      soft_center_radius: Distance at which the cost's last term is 1, in strides, at least 0.
+        Larger values let priors farther from the centre in.
+      iou_weight: Weight of the IoU in the cost, at least 0.
 
     Returns: as `dynamic_soft_label_assign`.
     Raises: as `dynamic_soft_label_assign`.

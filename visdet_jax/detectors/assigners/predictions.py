@@ -141,11 +141,12 @@ def least_members(numbers: Callable[..., Any], inputs: Inputs, k: int) -> tuple[
       k: How many.
     """
 
-    def with_indices(among: slice, after: Any = None) -> Any:
-        return numbers(among, after), jnp.arange(among.start, among.stop, dtype=jnp.int32)
+    def twice(*which: Any) -> Any:
+        values = numbers(*which)
+        return values, values
 
-    (least,) = k_least(with_indices, inputs.all_priors(), k)
-    return least.values, least.others
+    (least,) = k_least(twice, inputs.all_priors(), k)
+    return least.values, least.indices
 
 
 class Claims(NamedTuple):
@@ -185,7 +186,7 @@ def dynamic_k(
     # In NumPy's order of addition one digit could differ, and k with it; goldens keep away.
     k = jnp.maximum((-negated).sum().astype(jnp.int32), 1)
     costs, indices = least_members(cost, inputs, topk)
-    return Members(indices, jnp.minimum(k, (costs < jnp.inf).sum()))
+    return Members(indices, jnp.minimum(k, (costs < jnp.inf).sum(dtype=k.dtype)))
 
 
 def by_iou(inputs: Inputs, gt_inds: jax.Array) -> jax.Array:
@@ -204,8 +205,17 @@ def iou_with_each(boxes: Any, priors: jax.Array) -> jax.Array:
 
 def largest_of_boxes(values: jax.Array, gt_inds: jax.Array, count: int) -> jax.Array:
     """Of each of `count` boxes the largest of its priors' values (N,), at least 0."""
-    numbers = 1 + jnp.arange(count, dtype=gt_inds.dtype)
-    return jnp.where(gt_inds[None] == numbers[:, None], values[None], 0).max(axis=1, initial=0)
+
+    def by_scatter(values: jax.Array, gt_inds: jax.Array) -> jax.Array:
+        none_first = jnp.zeros(1 + count, values.dtype)
+        return none_first.at[jnp.maximum(gt_inds, 0)].max(values)[1:]
+
+    def by_masks(values: jax.Array, gt_inds: jax.Array) -> jax.Array:
+        numbers = 1 + jnp.arange(count, dtype=gt_inds.dtype)
+        return jnp.where(gt_inds[None] == numbers[:, None], values[None], 0).max(axis=1, initial=0)
+
+    # A CPU would hold the masks of all boxes in memory, and a TPU would scatter one by one.
+    return jax.lax.platform_dependent(values, gt_inds, cpu=by_scatter, default=by_masks)
 
 
 def result(

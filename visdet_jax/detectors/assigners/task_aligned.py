@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from visdet_jax.boxes._pairs import columns, pair_geometry
 from visdet_jax.core.dtypes import as_dtype
 from visdet_jax.core.elementary import divide
-from visdet_jax.core.hyperparameters import Count, NonNegative, Number
+from visdet_jax.core.hyperparameters import Count, Exponent, NonNegative, Number
 from visdet_jax.core.jitted import jitted
 from visdet_jax.core.power import power
 from visdet_jax.detectors.assigners.assigner import (
@@ -38,7 +38,7 @@ from visdet_jax.detectors.assigners.predictions import (
 from visdet_jax.detectors.registry import TASK_UTILS
 
 
-@jitted(static=("topk", "alpha", "beta"))
+@jitted(static=("topk",))
 def task_aligned_assign(
     points: jax.Array,
     strides: jax.Array,
@@ -49,8 +49,8 @@ def task_aligned_assign(
     valid: jax.Array | None = None,
     *,
     topk: Count = 13,
-    alpha: NonNegative = 1.0,
-    beta: NonNegative = 6.0,
+    alpha: Exponent = 1.0,
+    beta: Exponent = 6.0,
 ) -> Assignment:
     """Each box to the predictions whose class and place are best together: s^alpha · u^beta.
 
@@ -107,7 +107,7 @@ def task_aligned_assign(
     return _scaled(given, best.numbers, metric, best.scores, 1e-7)
 
 
-@jitted(static=("topk", "alpha", "beta"))
+@jitted(static=("topk",))
 def batch_task_aligned_assign(
     points: jax.Array,
     strides: jax.Array,
@@ -118,12 +118,12 @@ def batch_task_aligned_assign(
     valid: jax.Array | None = None,
     *,
     topk: Count = 13,
-    alpha: NonNegative = 1.0,
-    beta: NonNegative = 6.0,
+    alpha: Exponent = 1.0,
+    beta: Exponent = 6.0,
     eps: NonNegative = 1e-7,
     use_ciou: bool = False,
 ) -> Assignment:
-    """mmyolo's form of `task_aligned_assign`, whose arguments it has.
+    """mmyolo's form of `task_aligned_assign`.
 
     What differs: only priors inside the box by more than 1e-9 pixels are candidates; the overlap u
     may be the CIoU, 0 where it is negative; and a prediction that several boxes take goes to the
@@ -132,6 +132,16 @@ def batch_task_aligned_assign(
     have no weight in any loss.
 
     Args:
+      points: (N, 2) x, y of the cells' centres, in pixels.
+      strides: (N,) Not used.
+      pred_boxes: (N, 4) as x1, y1, x2, y2, in pixels.
+      scores: Probabilities (N, C), or one array (n, C) of each level.
+      gt_boxes: (G, 4) as the predictions. Rows of padding are not read.
+      gt_labels: (G,) Class indices, integers of any width; negative for padding.
+      valid: (N,) False for priors to drop. None drops none.
+      topk: How many candidates a box has, at least 1. Larger values give more positives.
+      alpha: Exponent of the score, at least 0. Larger values weigh the class more.
+      beta: Exponent of the IoU, at least 0. Larger values weigh the place more.
       eps: Added to the largest metric of a box before it divides, at least 0.
       use_ciou: Whether the overlap is the CIoU instead of the IoU.
 
@@ -145,7 +155,7 @@ def batch_task_aligned_assign(
     return _assign_aligned(given, rivals, topk, alpha, beta, eps, topk2=None)
 
 
-@jitted(static=("topk", "topk2", "alpha", "beta"))
+@jitted(static=("topk", "topk2"))
 def yolo_task_aligned_assign(
     points: jax.Array,
     strides: jax.Array,
@@ -156,8 +166,8 @@ def yolo_task_aligned_assign(
     valid: jax.Array | None = None,
     *,
     topk: Count = 10,
-    alpha: NonNegative = 0.5,
-    beta: NonNegative = 6.0,
+    alpha: Exponent = 0.5,
+    beta: Exponent = 6.0,
     eps: NonNegative = 1e-9,
     topk2: Count | None = None,
     min_side: NonNegative = 0.0,
@@ -171,6 +181,16 @@ def yolo_task_aligned_assign(
     never positive: they would have no weight in any loss.
 
     Args:
+      points: (N, 2) x, y of the cells' centres, in pixels.
+      strides: (N,) Not used.
+      pred_boxes: (N, 4) as x1, y1, x2, y2, in pixels.
+      scores: Probabilities (N, C), or one array (n, C) of each level.
+      gt_boxes: (G, 4) as the predictions. Rows of padding are not read.
+      gt_labels: (G,) Class indices, integers of any width; negative for padding.
+      valid: (N,) False for priors to drop. None drops none.
+      topk: How many candidates a box has, at least 1. Larger values give more positives.
+      alpha: Exponent of the score, at least 0. Larger values weigh the class more.
+      beta: Exponent of the IoU, at least 0. Larger values weigh the place more.
       eps: Added to the largest metric of a box before it divides, at least 0.
       topk2: How many positives a box keeps after all, at least 1: of a one-to-one branch 1. None
         keeps them all.
