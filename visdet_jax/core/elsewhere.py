@@ -46,7 +46,7 @@ ELSEWHERE = {
         S2ARefineHead SAMRepPointsHead SASAssigner SmoothFocalLoss SpatialBorderLoss
         """,
     "mmyolo": """
-        BatchATSSAssigner BatchTaskAlignedAssigner
+        BatchATSSAssigner
         DistanceAnglePointCoder OksLoss PPYOLOEHead PoseSimOTAAssigner RTMDetRotatedHead
         YOLOXBBoxCoder YOLOXPoseHead YOLOv5BBoxCoder YOLOv5Head YOLOv5InsHead YOLOv6Head
         YOLOv7Head
