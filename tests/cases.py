@@ -585,6 +585,10 @@ CASES: dict[str, list[Row]] = {
     ],
     "WIoULoss": [Row(box_pair, box_extremes, floats(ROWS, 1))],
     "WassersteinLoss": [Row(box_pair, box_extremes, floats(ROWS, 1))],
+    "YOLOIoULoss": [
+        Row(box_pair, box_extremes, floats(ROWS, 1), {"bbox_format": "xyxy"}),
+        Row(box_pair, box_extremes, floats(ROWS, 1), {"bbox_format": "xyxy", "iou_mode": "siou"}),
+    ],
 }
 
 # Values of fields that are neither numbers, flags nor choices, for the laws that set every field.

@@ -210,6 +210,31 @@ ROWS = {
         names=("loss_cls", "loss_bbox"),
         train_cfg={"assigner": {"type": "BatchDynamicSoftLabelAssigner"}},
     ),
+    "YOLOv8Head": Row(
+        {
+            "type": "YOLOv8Head",
+            "num_classes": CLASSES,
+            "strides": [8, 16],
+            "reg_max": 4,
+            "loss_cls": {"type": "FocalLoss"},
+            "loss_bbox": {"type": "IoULoss", "iou_mode": "ciou", "bbox_format": "xyxy"},
+        },
+        names=("loss_cls", "loss_bbox", "loss_dfl"),
+        train_cfg={"assigner": {"type": "BatchTaskAlignedAssigner"}},
+    ),
+    "YOLOHead": Row(
+        {
+            "type": "YOLOHead",
+            "num_classes": CLASSES,
+            "strides": [8, 16],
+            "reg_max": 4,
+            "loss_cls": {"type": "FocalLoss"},
+            "loss_bbox": {"type": "YOLOIoULoss", "bbox_format": "xyxy"},
+        },
+        names=("loss_cls", "loss_bbox", "loss_dfl"),
+        train_cfg=None,
+        fields=("loss_cls", "loss_bbox", "loss_dfl", "loss_l1"),
+    ),
 }
 
 SOFTMAX = {

@@ -411,7 +411,7 @@ def test_nothing_is_imported_for_a_config(monkeypatch):
         ({"type": "mmcls.models.losses.FocalLoss"}, "it is mmcls's own"),
         ({"type": "FocalLoss", "_delete_": True}, "replace the base config's dict"),
         ({"type": "FocalLoss", "use_sigmoid": False}, "the softmax form is SoftmaxFocalLoss"),
-        ({"type": "IoULoss", "iou_mode": "ciou", "bbox_format": "xywh"}, "mmyolo's IoULoss"),
+        ({"type": "CIoULoss", "return_iou": False}, "mmyolo's IoULoss"),
         ({"type": "mmyolo.OksLoss"}, r"mmyolo's OksLoss is not here \(yet\)"),
         ({"type": "RotatedIoULoss"}, r"mmrotate's RotatedIoULoss is not here \(yet\)"),
     ],

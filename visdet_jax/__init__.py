@@ -57,6 +57,8 @@ from visdet_jax.losses.boxes.wiou import WIoULoss as WIoULoss
 from visdet_jax.losses.boxes.wiou import WIoUState as WIoUState
 from visdet_jax.losses.boxes.wiou import wiou_loss as wiou_loss
 from visdet_jax.losses.boxes.wiou import wiou_statistics as wiou_statistics
+from visdet_jax.losses.boxes.yolo_iou import YOLOIoULoss as YOLOIoULoss
+from visdet_jax.losses.boxes.yolo_iou import yolo_iou_loss as yolo_iou_loss
 from visdet_jax.losses.classification.accuracy import Accuracy as Accuracy
 from visdet_jax.losses.classification.accuracy import accuracy as accuracy
 from visdet_jax.losses.classification.asl_single_label import ASLSingleLabel as ASLSingleLabel

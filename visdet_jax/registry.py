@@ -21,10 +21,9 @@ _HINTS = {
     "load the config by mmengine, or leave the key out.",
     "num_query": " It is mmdet 2's: the number of queries is the network's, so leave it out.",
     "train_cfg": " build_head takes it, beside the head's config or in it.",
-    "iou_mode": " It is a key of mmyolo's IoULoss, which is not here (yet): with bbox_format="
-    '"xyxy" use IoULoss, CIoULoss, GIoULoss or SIoULoss.',
-    "bbox_format": " It is a key of mmyolo's IoULoss, which is not here (yet).",
-    "return_iou": " It is a key of mmyolo's IoULoss, which is not here (yet).",
+    "iou_mode": " It is a key of mmyolo's IoULoss, which is IoULoss and YOLOIoULoss here.",
+    "bbox_format": " It is a key of mmyolo's IoULoss, which is IoULoss and YOLOIoULoss here.",
+    "return_iou": " It is a key of mmyolo's IoULoss, which is IoULoss and YOLOIoULoss here.",
 }
 
 
@@ -124,7 +123,8 @@ class Registry(Mapping[str, type]):
 
         Args:
           config: A dict or anything else with `keys()` and `[]` (ml_collections, mmengine,
-            OmegaConf); never changed. For `type` and `_scope_` see `find`. Sequences become
+            OmegaConf); never changed. For `type` and `_scope_` see `find`. `IoULoss` with a key
+            that only mmyolo's class of that name has means `YOLOIoULoss`. Sequences become
             tuples; numeric strings of numeric fields become numbers (PyYAML reads `1e-6` as a
             string); nested configs are built too.
         Raises: ValueError or TypeError for what is no config, an unknown name (also a KeyError),
@@ -138,6 +138,7 @@ class Registry(Mapping[str, type]):
         if "type" not in settings:
             raise ValueError(f"The config of a {self.kind} needs a key 'type', got {settings}")
         cls = self.find(settings.pop("type"), settings.pop("_scope_", None))
+        cls = self._dialect(cls, settings)
         types = field_types(cls)
         ignored = self.ignored - types.keys()
         settings = {key: value for key, value in settings.items() if key not in ignored}
@@ -178,6 +179,19 @@ class Registry(Mapping[str, type]):
             return self[kind if scope is None or "." in kind else f"{scope}.{kind}"]
         _check_dataclass(kind)
         cls: type = kind
+        return cls
+
+    def _dialect(self, cls: type, settings: Mapping[str, Any]) -> type:
+        """The class that a config means by the name of `cls`.
+
+        Two libraries may call different classes by one name. The second one has a name of its own
+        here, and the name it shares as `dialect_of`; a key that only it has tells that it is meant.
+        """
+        for other in self.values():
+            if getattr(other, "dialect_of", None) == cls.__name__:
+                own = field_types(other).keys() - field_types(cls).keys()
+                if own & settings.keys():
+                    return other
         return cls
 
     def _value(self, where: str, value: Any, kind: Any) -> Any:

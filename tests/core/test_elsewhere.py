@@ -23,6 +23,6 @@ def test_a_known_name_gets_a_plain_answer(name):
 
 
 def test_the_library_is_named():
-    assert not_here("YOLOv8Head") == "mmyolo's YOLOv8Head is not here (yet)."
+    assert not_here("YOLOv6Head") == "mmyolo's YOLOv6Head is not here (yet)."
     assert not_here("RotatedIoULoss") == "mmrotate's RotatedIoULoss is not here (yet)."
     assert not_here("FocalLoss") == ""

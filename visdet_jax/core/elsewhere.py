@@ -49,7 +49,7 @@ ELSEWHERE = {
         BatchATSSAssigner
         DistanceAnglePointCoder OksLoss PPYOLOEHead PoseSimOTAAssigner RTMDetRotatedHead
         YOLOXBBoxCoder YOLOXPoseHead YOLOv5BBoxCoder YOLOv5Head YOLOv5InsHead YOLOv6Head
-        YOLOv7Head YOLOv8Head
+        YOLOv7Head
         """,
 }
 

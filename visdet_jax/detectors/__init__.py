@@ -96,6 +96,10 @@ from visdet_jax.detectors.heads.rtmdet_ins import RTMDetInsSepBNHead as RTMDetIn
 from visdet_jax.detectors.heads.rtmdet_yolo import YOLORTMDetHead as YOLORTMDetHead
 from visdet_jax.detectors.heads.tood import TOODHead as TOODHead
 from visdet_jax.detectors.heads.vfnet import VFNetHead as VFNetHead
+from visdet_jax.detectors.heads.yolo import EndToEndHead as EndToEndHead
+from visdet_jax.detectors.heads.yolo import YOLOHead as YOLOHead
+from visdet_jax.detectors.heads.yolo import end_to_end_weights as end_to_end_weights
+from visdet_jax.detectors.heads.yolov8 import YOLOv8Head as YOLOv8Head
 from visdet_jax.detectors.heads.yolox import YOLOXHead as YOLOXHead
 from visdet_jax.detectors.postprocessing import NMS as NMS
 from visdet_jax.detectors.postprocessing import ProposalConfig as ProposalConfig

@@ -72,7 +72,7 @@ class GFLHead(AnchorHead):
     def compute(self, criterion: Criterion, rows: Rows) -> None:
         targets, strides = rows.targets, rows.strides[..., None]
         points = convert_boxes(rows.priors)[..., :2] / strides
-        logits, distances = self._distances(rows.bbox_preds)
+        logits, distances = distances_of_bins(rows.bbox_preds, self.reg_max + 1)
         pred = self.bbox_coder.decode(points, distances)
         target = targets.bbox_targets / strides
         quality = iou_of_positives(pred, target, targets.bbox_weights)
@@ -100,10 +100,17 @@ class GFLHead(AnchorHead):
 
     def boxes(self, grid: Grid, bbox_preds: jax.Array, image_shapes: Any) -> jax.Array:
         points = convert_boxes(jnp.asarray(grid.priors[None]))[..., :2]
-        distances = self._distances(bbox_preds)[1] * grid.strides[None, :, None]
+        distances = distances_of_bins(bbox_preds, self.reg_max + 1)[1]
+        distances *= grid.strides[None, :, None]
         return self.bbox_coder.decode(points, distances, image_shapes)
 
-    def _distances(self, bbox_preds: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Logits (B, n, 4, reg_max + 1), and the distances (B, n, 4) they mean, in strides."""
-        logits = bbox_preds.reshape(*bbox_preds.shape[:2], 4, self.reg_max + 1)
-        return logits, integral(logits)
+
+def distances_of_bins(bbox_preds: jax.Array, bins: int) -> tuple[jax.Array, jax.Array]:
+    """Logits (B, n, 4, bins), and the distances (B, n, 4) that they mean, in strides.
+
+    Args:
+      bbox_preds: The logits (B, n, 4 · bins), side by side.
+      bins: How many bins a side has.
+    """
+    logits = bbox_preds.reshape(*bbox_preds.shape[:2], 4, bins)
+    return logits, integral(logits)

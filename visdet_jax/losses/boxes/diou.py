@@ -43,7 +43,7 @@ def diou_loss(
     pair = pair_geometry(pred, target)
     iou_of = functools.partial(PairGeometry.iou_with_eps, eps=eps)
     iou = overlap_term(iou_of(pair, by=divide_once), iou_of, pred, target, inner_ratio, focaler)
-    return 1 - (iou - _distance(pair, eps))
+    return 1 - (iou - distance_term(pair, eps))
 
 
 @overlap_loss
@@ -79,7 +79,7 @@ def ciou_loss(
     """
     pair = pair_geometry(pred, target)
     iou_of = functools.partial(PairGeometry.iou_with_eps, eps=eps)
-    iou, distance = iou_of(pair, by=divide_once), _distance(pair, eps)
+    iou, distance = iou_of(pair, by=divide_once), distance_term(pair, eps)
     v = aspect_difference(pair, eps if gated else 0)
     rest = clamp_min(1 - iou, 0) + v  # The IoU may be above 1, see `PairGeometry`.
     alpha = jnp.where(iou > 0.5, divide(v, rest), 0) if gated else divide(v, rest + eps)
@@ -88,7 +88,8 @@ def ciou_loss(
     return 1 - (clamp(ciou, -1, 1) if gated else ciou)
 
 
-def _distance(pair: PairGeometry, eps: Any) -> jax.Array:
+def distance_term(pair: PairGeometry, eps: Any) -> jax.Array:
+    """The centres' squared distance over the enclosing box's squared diagonal plus eps."""
     return divide_once(pair.squared_distance, pair.squared_diagonal + eps)
 
 

@@ -54,13 +54,20 @@ def siou_loss(
     pair = pair_geometry(pred, target)
     iou_of = functools.partial(PairGeometry.iou_with_eps, eps=eps)
     iou = iou_of(pair)
+    costs = distance_and_shape_costs(pair, eps, neg_gamma)
+    iou = overlap_term(iou, iou_of, pred, target, inner_ratio, focaler)
+    return 1 - clamp(iou - 0.5 * costs, -1, 1)
+
+
+def distance_and_shape_costs(pair: PairGeometry, eps: Any, neg_gamma: bool) -> jax.Array:
+    """The sum of the distance and the shape cost of SIoU; see `siou_loss`."""
     dx, dy = pair.dx + eps, pair.dy + eps
     # sin 2a of the smaller over the larger side, which is sin(2 arcsin(side / hypotenuse)).
     across, along = absolute(dx), absolute(dy)
     ratio = divide(jnp.minimum(across, along), jnp.maximum(across, along))
     angle = 2 * ratio / (1 + ratio * ratio)
     gamma = angle - 2 if neg_gamma else 2 - angle
-    limit = _exponent_limit(iou)
+    limit = _exponent_limit(dx)
 
     def distance_cost(offset: jax.Array, enclosing_side: jax.Array) -> jax.Array:
         rho = (offset / clamp_min(enclosing_side, _above_0(eps))) ** 2
@@ -69,8 +76,7 @@ def siou_loss(
     distance = distance_cost(dx, pair.enclosing_width) + distance_cost(dy, pair.enclosing_height)
     shape = shape_cost(pair.width1, pair.width2, eps)
     shape += shape_cost(pair.height1 + eps, pair.height2 + eps, eps)
-    iou = overlap_term(iou, iou_of, pred, target, inner_ratio, focaler)
-    return 1 - clamp(iou - 0.5 * (distance + shape), -1, 1)
+    return distance + shape
 
 
 def shape_cost(side1: jax.Array, side2: jax.Array, eps: Any, factor: Any = 1) -> jax.Array:
