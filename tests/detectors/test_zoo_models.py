@@ -81,8 +81,12 @@ OF_OTHER_CONFIGS = {
 # How many of mmyolo's 126 configs build, by their heads.
 OF_MMYOLO = {"YOLOv8Head": 21, "YOLORTMDetHead": 6}
 # Why some of the others do not, beside heads that are not here: mmyolo's own RTMDet-Ins has no
-# losses, and four configs are other models.
-OTHER_REASONS = ("heads with masks have no losses", "a model must have one of")
+# losses, four configs are other models, and mmyolo writes YOLOX in another way than mmdet.
+OTHER_REASONS = (
+    "heads with masks have no losses",
+    "a model must have one of",
+    "no key 'head_module'",
+)
 NAME = re.compile(r"is called '(?:\w+\.)*(\w+)'|(perm_repeat_gt_cfg) must be None")
 
 
