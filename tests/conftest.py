@@ -6,6 +6,7 @@ See README.md beside this file.
 import contextlib
 import gc
 import itertools
+import zlib
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -54,6 +55,9 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     config.addinivalue_line("markers", "long: runs with --all, or where it is asked for by name")
     config.addinivalue_line(
+        "markers", "one_in(n): without --all, one in n of a test's parameters runs"
+    )
+    config.addinivalue_line(
         "markers", "example: runs an example; JAX's promotion is as users have it"
     )
 
@@ -63,7 +67,7 @@ def path_in_tests(path):
 
 
 def pytest_collection_modifyitems(config, items):
-    """The longest files first. Without `--all` long tests are left out, unless named as FILE::TEST.
+    """The longest files first. Without `--all` some are left out, unless named as FILE::TEST.
 
     Whoever asks for `--fuzz` has asked for what is long there.
     """
@@ -71,11 +75,26 @@ def pytest_collection_modifyitems(config, items):
     items.sort(key=lambda item: ranks.get(path_in_tests(item.path), len(ranks)))
     if config.getoption("--all") or config.getoption("--fuzz"):
         return
-    left_out = {
-        item for item in items if item.get_closest_marker("long") and not is_named(item, config)
-    }
+    kept = sample([item for item in items if not item.get_closest_marker("long")])
+    left_out = {item for item in items if item not in kept and not is_named(item, config)}
     config.hook.pytest_deselected(items=list(left_out))
     items[:] = [item for item in items if item not in left_out]
+
+
+def sample(items):
+    """The tests that run without `--all`: of one that is marked `one_in(n)`, one parameter in n.
+
+    Another one for each test, so that all laws together ask something of every class.
+    """
+    functions = defaultdict(list)
+    for item in items:
+        functions[item.nodeid.partition("[")[0]].append(item)
+    kept = set()
+    for name, parameters in functions.items():
+        marker = parameters[0].get_closest_marker("one_in")
+        step = min(marker.args[0], len(parameters)) if marker else 1
+        kept.update(parameters[zlib.crc32(name.encode()) % step :: step])
+    return kept
 
 
 def is_named(item, config):

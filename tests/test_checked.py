@@ -43,6 +43,7 @@ def run(loss, pred, target, *arguments, **options):
     return loss.update(loss.init(), pred, target, *arguments, **options)[0]
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(("name", "row"), few(WITH_METRICS))
 def test_valid_input_passes_and_nan_is_found_in_every_class(name, row):
     loss = build_loss({"type": name, **row.config})
@@ -122,6 +123,7 @@ BAD = {
 }  # fmt: skip
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("case", BAD)
 def test_messages(case):
     name, config, arguments, message = BAD[case]
@@ -130,6 +132,7 @@ def test_messages(case):
         run(loss, *arguments)
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("case", ["label", "xywh", "avg_factor", "quality score"])
 def test_messages_inside_jit_and_the_derivative(case):
     name, config, (pred, *arguments), message = BAD[case]
@@ -213,6 +216,7 @@ def test_what_is_wrapped():
         loss(LOGITS, LABELS[:2])
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("name", [name for name, cls in LOSSES.items() if issubclass(cls, Loss)])
 def test_without_checked_not_one_instruction_is_added(name, monkeypatch):
     row = CASES[name][0]
@@ -301,6 +305,7 @@ def test_a_head_inside_jit():
         functionalized(loss, outputs, boxes, put(labels, (0, 0), 7))
 
 
+@pytest.mark.long
 def test_a_shard_without_boxes_is_no_error():
     head = HEADS["FCOSHead"].head()
     outputs, (boxes, labels) = outputs_for(head), boxes_for((2, 0), 3)
@@ -350,6 +355,7 @@ def test_boxes_in_fractions_are_doubted(call):
         run_to_the_end(100 * FRACTIONS, FRACTIONS)
 
 
+@pytest.mark.long
 def test_boxes_in_pixels_are_not_doubted():
     loss = checked(GIoULoss())
     loss(100 * FRACTIONS, 100 * FRACTIONS + 1)

@@ -15,6 +15,7 @@ MASK_TARGETS, _ = read("twostage", "mask_targets")
 SETS = sorted(key.removesuffix("_rois") for key in MASK_TARGETS if key.endswith("_rois"))
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("name", SETS)
 @pytest.mark.parametrize("precision", [64, 32])
 def test_golden_crops(name, precision, x64):
@@ -30,6 +31,7 @@ def test_golden_crops(name, precision, x64):
     np.testing.assert_allclose(soft, MASK_TARGETS[f"{name}_soft"], atol=atol)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     "name", [name for name in names("twostage", "mask") if name != "mask_targets"]
 )

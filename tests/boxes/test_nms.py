@@ -72,6 +72,7 @@ def random_candidates(seed, count, ties=False):
     return boxes.astype(np.float32), scores.astype(np.float32), rng.integers(0, 3, count)
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("count", [1, 4, 37, 150])
 def test_against_a_greedy_loop(block, count):
     # In one test, as they share programs.
@@ -94,6 +95,7 @@ def test_a_chain_of_suppressions():
     assert kept_of(nms(boxes, scores, 0.4, max_out=300)) == list(range(0, 300, 2))
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("garbage", [np.nan, np.inf, -1e30, 7.0])
 def test_padding_is_not_read(block, garbage):
     boxes, scores, groups = random_candidates(0, 60)
@@ -193,6 +195,7 @@ def suppress_image(boxes, scores, groups, valid):
     return suppress(boxes, scores, groups, valid=valid)
 
 
+@pytest.mark.one_in(2)
 def test_vmap_equals_the_loop(block):
     batch, expected = images(3)
     found = jax.jit(jax.vmap(suppress_image))(*batch)
@@ -202,6 +205,7 @@ def test_vmap_equals_the_loop(block):
         assert kept_of(suppress_image(*(x[0] for x in batch))) == expected[0]
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("kind", ["shard_map", "auto", "explicit"])
 def test_images_spread_over_devices(monkeypatch, kind):
     monkeypatch.setattr(module, "BLOCK", 8)
@@ -277,6 +281,7 @@ def slow_multiclass(boxes, scores, score_thr, threshold, max_per_img, factors=No
     return [(pair // classes, pair % classes) for pair in kept]
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("each", [False, True])
 @pytest.mark.parametrize("agnostic", [False, True])
 @pytest.mark.parametrize("with_factors", [False, True])
@@ -381,6 +386,7 @@ def proposals(arrays, config, dtype):
     return boxes, scores, levels, index, counts
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("name", names("twostage", "prop"))
 @pytest.mark.parametrize("precision", [64, 32])
 def test_golden_proposals(name, precision, x64):
@@ -411,6 +417,7 @@ def test_golden_proposals(name, precision, x64):
         )
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("name", names("twostage", "pred"))
 @pytest.mark.parametrize("precision", [64, 32])
 def test_golden_detections(name, precision, x64):

@@ -39,6 +39,7 @@ def test_a_nan_stays_in_its_column():
     np.testing.assert_array_equal(np.stack(split, -1), [[1, np.nan, 3, 4]])
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("loss", [v.ciou_loss, v.siou_loss])
 def test_a_loss_in_the_form_of_a_tpu(loss, monkeypatch):
     """Value, gradient, forward mode and second derivative, as in the form of a CPU."""

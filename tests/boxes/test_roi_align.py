@@ -67,6 +67,7 @@ def slow_region(features, roi, bins, sampling_ratio, aligned, scale=SCALE):
     return found / max(count_y * count_x, 1)
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("aligned", [True, False])
 @pytest.mark.parametrize("sampling_ratio", [0, 1, 2, 3])
 @pytest.mark.parametrize("bins", [(5, 5), (3, 4)])
@@ -168,6 +169,7 @@ def test_leading_axes_and_chunks_and_jit():
     np.testing.assert_allclose(found[0, 0], eager, atol=1e-6)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("kind", ["shard_map", "auto", "explicit"])
 def test_images_spread_over_devices(kind):
     features, rois = random_features(4, 9, 8, 2), np.tile(ROIS / 8, (4, 1, 1))
@@ -196,6 +198,7 @@ def test_nothing_at_all():
         assert not found.any()
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
 def test_half_floats_are_computed_in_float32(dtype):
     features = jnp.asarray(random_features(9, 8, 2), dtype)

@@ -29,6 +29,7 @@ def arguments(name):
     return RNG.normal(size=shape).astype(np.float32), index, axis, minus
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", SHAPES)
 def test_both_forms_give_the_entry(name):
     x, index, axis, minus = arguments(name)
@@ -105,6 +106,7 @@ LOSSES_OF_LABELS = {
 }
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", LOSSES_OF_LABELS)
 def test_no_loop_over_the_classes_has_an_iota(name):
     """See `places_along`: by an iota focal loss takes 2.3 times as long in 256-bit code."""

@@ -82,6 +82,7 @@ def test_head_cost(capsys):
     assert "238" in head_cost.format_table({"FCOS": row})
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "step", [*map(as_long, two_stage_cost.STEPS[:3]), *two_stage_cost.STEPS[3:4]]
 )

@@ -279,6 +279,7 @@ def test_options_that_do_not_fit(argv, message):
         train_detector.main(argv)
 
 
+@pytest.mark.long
 def test_a_validation_set_without_objects_has_no_average_precision(
     own_data, tmp_path, monkeypatch, capsys
 ):

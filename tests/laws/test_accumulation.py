@@ -15,6 +15,7 @@ from whole_batch import EVERY, ROW_BY_ROW, batch_for, on_one_device, positives, 
 PARTS = 4
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", few(ROW_BY_ROW))
 def test_sums_and_counts_of_micro_batches_are_the_whole_batch(name):
     """`reduction_override="sum"`, added up as the counts are; divided once, at the end."""
@@ -37,6 +38,7 @@ def test_sums_and_counts_of_micro_batches_are_the_whole_batch(name):
     close((value / count, derivative / count), (expected, np.vdot(gradient, pred)))
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", few(EVERY))
 def test_rematerialised_losses_are_the_same(name):
     loss, batch = batch_for(name)
@@ -44,6 +46,7 @@ def test_rematerialised_losses_are_the_same(name):
     close(jax.device_get(remade), on_one_device(name))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", few(HEADS, ["FCOSHead"]))
 def test_rematerialised_heads_are_the_same(name):
     head = HEADS[name].head()

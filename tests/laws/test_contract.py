@@ -126,6 +126,7 @@ class Call:
         return jax.eval_shape(compiled, *arguments)[:2]
 
 
+@pytest.mark.one_in(4)
 @every_class
 def test_jit_equals_eager_and_vmap_the_loop(name, row):
     # Of the shapes of the other laws, with which they share the programs of single operations.
@@ -144,6 +145,7 @@ def test_jit_equals_eager_and_vmap_the_loop(name, row):
     chex.assert_trees_all_close(jax.vmap(jitted)(*stacked), looped, rtol=2e-5, atol=1e-6)
 
 
+@pytest.mark.one_in(4)
 @every_differentiable
 def test_numbers_are_traceable(name, row):
     call = Call(name, row)
@@ -163,6 +165,7 @@ def test_numbers_are_traceable(name, row):
         np.testing.assert_allclose(swept[i], alone, rtol=2e-5, atol=1e-6)
 
 
+@pytest.mark.one_in(4)
 @every_differentiable
 def test_finite_for_every_finite_input(name, row):
     call = Call(name, row, "extremes", **({} if row.is_bare else {"reduction": "none"}))
@@ -171,6 +174,7 @@ def test_finite_for_every_finite_input(name, row):
     assert np.isfinite(gradient).all(), f"the gradient of {name} is not finite: {gradient}"
 
 
+@pytest.mark.one_in(4)
 @every_differentiable
 def test_forward_mode_and_second_derivatives(name, row):
     call = Call(name, row)
@@ -185,6 +189,7 @@ def test_forward_mode_and_second_derivatives(name, row):
     assert np.isfinite(second).all(), f"a second derivative of {name} is not finite: {second}"
 
 
+@pytest.mark.one_in(4)
 @every_loss
 def test_a_row_of_weight_0_is_not_read(name, row):
     call = Call(name, row)
@@ -208,6 +213,7 @@ def test_a_row_of_weight_0_is_not_read(name, row):
     assert np.isfinite(weight_gradient).all()
 
 
+@pytest.mark.one_in(4)
 @every_loss
 def test_the_mean_of_nothing_is_0(name, row):
     call = Call(name, row)
@@ -226,6 +232,7 @@ def test_the_mean_of_nothing_is_0(name, row):
     assert not np.any(gradient)
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(
     ("name", "row", "dtype"),
     [
@@ -248,6 +255,7 @@ def test_half_floats_are_computed_in_float32(name, row, dtype):
     np.testing.assert_array_equal(gradient, np.asarray(expected_gradient).astype(dtype))
 
 
+@pytest.mark.one_in(4)
 @every_differentiable_row
 def test_float64_stays_float64(name, row, x64):
     call = Call(name, row)
@@ -259,6 +267,7 @@ def test_float64_stays_float64(name, row, x64):
     assert value.dtype == gradient.dtype == jnp.float64
 
 
+@pytest.mark.one_in(4)
 @every_row_of_a_loss
 @eagerly
 def test_weight_and_loss_weight(name, row):
@@ -277,6 +286,7 @@ def test_weight_and_loss_weight(name, row):
     np.testing.assert_allclose(weighted, by_row, rtol=1e-6)
 
 
+@pytest.mark.one_in(4)
 @every_row_of_a_loss
 @eagerly
 def test_reduction_and_avg_factor(name, row):
@@ -315,6 +325,7 @@ def explicitly_sharded(call, row):
         yield call.map(lambda x: jax.device_put(x, sharding)), weight
 
 
+@pytest.mark.one_in(4)
 @every_differentiable_row
 def test_explicitly_sharded_rows_are_accepted(name, row):
     """JAX raises for what it cannot shard when it traces: nothing is compiled here."""
@@ -396,6 +407,7 @@ def test_equal_losses_share_one_trace(name, row):
         assert len(traces) == 1
 
 
+@pytest.mark.long
 @one_of_each_loss
 def test_a_loss_without_state_is_called_and_one_with_state_says_how(name, row):
     call = Call(name, row)

@@ -34,6 +34,7 @@ def take(n, arguments):
     return jax.tree.map(lambda x: np.asarray(x)[:n], arguments)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(("name", "row"), few(ONE_EACH))
 def test_losses(name, row):
     loss = build_loss({"type": name, **row.config})

@@ -41,6 +41,7 @@ def rows_of_bases(name):
     return [row for base in bases for row in CASES.get(base, ())]
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", few(DIFFERENTIABLE))
 def test_derivatives_at_every_option(name, x64):
     check_class(LOSSES[name], CASES[name], rows_of_bases(name))

@@ -51,6 +51,7 @@ def alone(loss, batches):
     return jax.jit(jax.value_and_grad(value, argnums=(0, 1)))(jnp.eye(width), jnp.zeros(width))
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(("name", "row"), few(ONE_EACH_WITH_BARE))
 def test_losses_in_modules(name, row):
     """The loss as a field; its state as a variable of nnx, and as the carry of linen.scan."""

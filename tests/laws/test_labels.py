@@ -152,6 +152,7 @@ def assert_widened(loss, *arguments):
         )
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(("name", "row"), WITH_LABELS)
 def test_labels_are_widened_before_they_are_computed_with(name, row):
     loss, arguments = loss_and_arguments(name, row, CLASSES)

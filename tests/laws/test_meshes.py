@@ -32,6 +32,7 @@ def mesh_of(axis_type=AxisType.Auto):
     return jax.make_mesh((DEVICES,), ("data",), axis_types=(axis_type,))
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", few(EVERY))
 def test_jit_over_rows_of_an_auto_mesh(name):
     loss, batch = batch_for(name)
@@ -40,6 +41,7 @@ def test_jit_over_rows_of_an_auto_mesh(name):
     close(jax.device_get(actual), on_one_device(name))
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", few(ROW_BY_ROW))
 def test_shard_map_and_vmap_with_an_axis_name(name):
     loss, batch = batch_for(name)

@@ -140,6 +140,7 @@ def sharded(batch, mesh):
     return jax.tree.map(put, batch.arguments)
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(
     "devices", [2, pytest.param(4, marks=pytest.mark.long)], ids="{} for the classes".format
 )

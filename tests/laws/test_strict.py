@@ -30,6 +30,7 @@ def without_nans(function, *arguments):
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(values))
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(("make", "runs"), [("inputs", without_leaks), ("extremes", without_nans)])
 @pytest.mark.parametrize("name", few(CASES))
 def test_losses(name, make, runs):

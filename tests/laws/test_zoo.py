@@ -55,6 +55,7 @@ for config in LOSSES:
     TYPES.setdefault(config["type"], []).append(config)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     "config",
     [

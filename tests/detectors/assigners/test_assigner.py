@@ -63,6 +63,7 @@ NO_BOXES = np.zeros((0, 4), np.float32), np.zeros(0, np.int32)
 PADDING = np.full((3, 4), np.nan, np.float32), np.full(3, -1, np.int32)
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("nothing", [NO_BOXES, PADDING], ids=["no rows", "padding alone"])
 def test_no_box_at_all(nothing, form):
     for found in assign_all(*nothing):
@@ -91,6 +92,7 @@ def test_the_matrix_of_all_ious_is_never_made(assign):
     assert needed < matrix / 4
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("assign", [max_iou_assign, atss_assign])
 def test_the_ground_truth_may_vary_over_devices_while_the_priors_do_not(assign, form):
     """Inside `shard_map` a loop's state has to vary from its start on; see `unassigned`."""
@@ -111,6 +113,7 @@ def test_the_ground_truth_may_vary_over_devices_while_the_priors_do_not(assign, 
     np.testing.assert_array_equal(mapped(boxes, labels), expected)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("assign", [max_iou_assign, atss_assign])
 def test_the_program_is_as_large_for_many_boxes_as_for_few(assign):
     priors, level = np.zeros((2_000, 4), np.float32), {}
@@ -137,6 +140,7 @@ def least(values, k):
     return found, [of.last.includes(values, index)[g] for of, g in zip(found, GROUPS, strict=True)]
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(
     ("k", "first", "second"),
     [

@@ -17,11 +17,13 @@ from detectors.assigners.assigner_cases import (
 from visdet_jax.detectors import TASK_UTILS, AnchorGenerator, ATSSAssigner, atss_assign
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("key", random_keys("atss"))
 def test_random_cases_of_mmdet(key):
     check_random_case(key)
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("key", edge_keys("atss"))
 def test_edge_cases_of_mmdet(key, form):
     check_edge_case(key)
@@ -54,6 +56,7 @@ def loop_atss(priors, boxes, real, valid, topk):
     return gt_inds
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("topk", [1, 4])
 def test_equals_a_plain_loop(topk, x64, form):
     for seed in IMAGES:

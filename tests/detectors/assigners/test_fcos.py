@@ -86,6 +86,7 @@ def loop_fcos(points, boxes, real, strides, ranges, radius):
     return gt_inds
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("radius", [None, 1.5])
 def test_equals_a_plain_loop(radius, x64, form):
     grid = MlvlPointGenerator(strides=(8, 16)).grid(((10, 12), (5, 6)), np.float64)

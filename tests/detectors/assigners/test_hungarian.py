@@ -43,6 +43,7 @@ def assert_matching(gt_inds, mask):
     assert mask[taken].all()
 
 
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize("kind", ["normal", "ties", "scales"])
 @pytest.mark.parametrize(("rows", "columns"), SHAPES)
 def test_the_total_equals_scipys(rows, columns, kind, x64):
@@ -126,6 +127,7 @@ def test_padded_columns_take_no_time():
     assert least_seconds(padded) < 5 * least_seconds(real)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("check_vma", [True, False])
 def test_each_device_matches_its_own_images(check_vma):
     costs, mask = random_batch(9, 4, "normal")

@@ -20,11 +20,13 @@ from detectors.assigners.assigner_cases import (
 from visdet_jax.detectors import TASK_UTILS, AnchorGenerator, MaxIoUAssigner, max_iou_assign
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("key", random_keys("maxiou"))
 def test_random_cases_of_mmdet(key):
     check_random_case(key)
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("key", edge_keys("maxiou"))
 def test_edge_cases_of_mmdet(key, form):
     check_edge_case(key)
@@ -51,6 +53,7 @@ def loop_max_iou(priors, boxes, real, valid, low, high, positive, least, every, 
     return gt_inds
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize(
     ("low", "high", "positive", "least", "every", "low_quality"),
     [
@@ -80,6 +83,7 @@ def test_equals_a_plain_loop(low, high, positive, least, every, low_quality, x64
         assert_equals_loop(found, expected, labels, seed)
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("transform", [lambda f: lambda *args: [*map(f, *args)], jax.vmap])
 def test_small_boxes_in_float32_get_a_prior(transform, form):
     """A box's best IoU is compared with IoUs computed in the same way, whatever XLA fuses.
@@ -176,6 +180,7 @@ ANCHORS = (
 )
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("count", [1, 9, 10, 11, 23])
 def test_ties_are_those_of_arithmetic_that_rounds_every_operation(count, form):
     """In float32, bit for bit: which of several best priors a small box gets is mmdet's choice."""

@@ -50,6 +50,7 @@ def scaled(expected):
     return metrics
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("key", CASES)
 def test_random_cases_of_mmdet(key):
     case = CASES[key]
@@ -58,6 +59,7 @@ def test_random_cases_of_mmdet(key):
     check(case["assigner"], points, strides, arrays_of(RANDOM, key), 22)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("key", EDGES)
 def test_edge_cases_of_mmdet(key):
     expected = arrays_of(EDGE, key)

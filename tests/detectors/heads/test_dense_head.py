@@ -78,6 +78,7 @@ def with_strides(name, strides):
     return ROWS[name].head(**changes)
 
 
+@pytest.mark.one_in(2)
 @every_head
 @pytest.mark.parametrize("empty", [0, 1])
 def test_a_level_without_cells_counts_nothing(name, empty):
@@ -171,6 +172,7 @@ def boxes_by_hand(head, outputs):
 DECODED = [(name, {}) for name in ROWS] + [("FCOSHead", {"norm_on_bbox": True})]
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(("name", "changes"), DECODED)
 def test_decode(name, changes):
     head = ROWS[name].head(**changes)
@@ -190,6 +192,7 @@ def test_decode(name, changes):
     np.testing.assert_array_equal(same, scores)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", ["RetinaHead", "FCOSHead"])
 def test_the_box_of_a_target_is_the_ground_truth(name):
     """What a prior learns, predicted, decodes to its box."""

@@ -48,6 +48,7 @@ def compiled_with_matching(head):
     return jax.jit(run)
 
 
+@pytest.mark.one_in(2)
 @every_head
 def test_as_many_queries_learn_as_there_are_boxes(name):
     head = head_of(name)
@@ -58,6 +59,7 @@ def test_as_many_queries_learn_as_there_are_boxes(name):
         assert (losses["loss_bbox"] > 0) == (losses["loss_iou"] > 0) == (sum(counts) > 0)
 
 
+@pytest.mark.one_in(2)
 @every_head
 def test_layers_are_independent_and_the_matching_is_detached(name):
     """Each layer's losses are those of a decoder of that layer alone, and of its own matching."""
@@ -115,6 +117,7 @@ def test_more_boxes_than_queries():
     assert np.asarray(gradient.bbox_preds).any(-1).all()
 
 
+@pytest.mark.long
 def test_the_divisors():
     """DETR's background counts by its weight; Deformable DETR's not at all."""
     _, *truth = batch_for(head_of("DETRHead"))
@@ -135,6 +138,7 @@ def test_the_divisors():
         np.testing.assert_allclose(losses["loss_cls"], expected * divisor / 4, rtol=1e-6)
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(
     "loss_cls",
     [
@@ -166,6 +170,7 @@ def test_losses_of_a_quality_get_the_iou(loss_cls):
     assert not by_boxes(outputs.bbox_preds).any()
 
 
+@pytest.mark.long
 def test_proposals_are_of_one_class():
     head = head_of("DeformableDETRHead")
     outputs, boxes, labels, shapes = batch_for(head)
@@ -217,6 +222,7 @@ def test_statistics_go_from_layer_to_layer():
     close(state["loss_cls"], own)
 
 
+@pytest.mark.long
 def test_export_with_any_number_of_images():
     head = head_of("DETRHead")
     outputs, *truth = batch_for(head, (2, 1))

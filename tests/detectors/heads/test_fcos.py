@@ -87,6 +87,7 @@ def test_fields_that_mean_nothing(changes, message):
 # As the first stage of a detector with two.
 
 
+@pytest.mark.long
 def test_a_first_stage_has_the_losses_of_one_class():
     head, one_class = FIRST_STAGE.head(), ROW.head(num_classes=1)
     outputs, boxes, labels, shapes = batch_for(head)

@@ -12,6 +12,7 @@ def test_all_files_are_here():
     assert {kind: kinds.count(kind) for kind in kinds} == counts
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(("name", "padding"), CASES_AND_PADDING)
 def test_float64(name, padding, x64):
     case = CASES[name]

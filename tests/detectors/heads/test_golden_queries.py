@@ -75,6 +75,7 @@ def assert_equal(name, dtype, results, rtol, gradient_tolerance):
             np.testing.assert_allclose(getattr(gradient, key), expected, 0, atol, err_msg=key)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", few(CASES, SHORT))
 def test_float64(name, x64):
     assert_equal(name, np.float64, replay(name, np.float64, np.nan), 1e-9, 1e-9)

@@ -19,6 +19,7 @@ def params(short):
     return [pytest.param(x, marks=() if x in short else pytest.mark.long) for x in CASES]
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", params(SHORT))
 def test_float64(name, x64):
     replay(name, np.float64, "nan")

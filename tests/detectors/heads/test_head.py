@@ -56,6 +56,7 @@ def test_every_registered_head_has_a_row():
     assert ROWS.keys() == on_priors - SAME_LOSSES.keys()
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("name", SAME_LOSSES)
 def test_heads_with_the_losses_of_another(name):
     row = EVERY_ROW[SAME_LOSSES[name]]
@@ -139,6 +140,7 @@ def test_padding_may_stand_anywhere_and_hold_anything(name):
         close(compiled(head)(outputs, filled[:, order], marked[:, order], shapes), expected)
 
 
+@pytest.mark.one_in(2)
 @every_head_with_classes
 @pytest.mark.parametrize("dtype", ["int8", *map(as_long, ["uint8", "int16", "uint16"])])
 def test_labels_of_every_width(name, dtype):
@@ -154,6 +156,7 @@ def test_labels_of_every_width(name, dtype):
     assert (found.labels == labels[0, 0]).any()
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("num_classes", [256, 300])
 @pytest.mark.parametrize("name", few(["DeformableDETRHead", "RetinaHead"], ["RetinaHead"]))
 def test_the_last_class_of_uint8(name, num_classes):
@@ -187,6 +190,7 @@ def test_extreme_outputs(name):
             assert np.isfinite(x).all(), size
 
 
+@pytest.mark.one_in(2)
 @every_head
 def test_half_floats_are_computed_in_float32(name):
     head = EVERY_ROW[name].head()
@@ -251,6 +255,7 @@ def test_the_shapes_of_targets_and_detections(name):
 # Image shapes as lists.
 
 
+@pytest.mark.one_in(2)
 @every_head
 def test_lists_and_tuples_of_numbers(name):
     head = EVERY_ROW[name].head()
@@ -285,6 +290,7 @@ def test_lists_and_tuples_of_numbers(name):
 # Traced hyperparameters, vmap.
 
 
+@pytest.mark.one_in(2)
 @every_head
 def test_vmap_over_a_hyperparameter(name):
     """The head has no hash inside; so that lists have to work there as well."""

@@ -253,6 +253,7 @@ def test_by_hand():
     close(losses["loss_mask"], np.float32(bce.mean()))
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_half_floats_are_computed_in_float32(dtype):
     head = roi_head()
@@ -290,6 +291,7 @@ def test_vmap_over_a_hyperparameter():
 # Over several devices.
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
 def test_jit_over_sharded_images(axis_type, x64):
     head = roi_head()
@@ -307,6 +309,7 @@ def test_jit_over_sharded_images(axis_type, x64):
     close(found, jax.device_get(expected), rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("check_vma", [True, False])
 def test_shard_map_means_the_devices_losses(check_vma, x64):
     head = roi_head()
@@ -407,6 +410,7 @@ def test_a_cascade_is_its_stages():
         head.loss(outputs[:2], samples, masks)
 
 
+@pytest.mark.long
 def test_a_cascade_detects_by_the_mean_of_its_stages():
     head = cascade()
     proposals, *_ = proposals_and_truth()

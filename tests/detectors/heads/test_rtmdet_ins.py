@@ -73,6 +73,7 @@ def compiled(head):
     return jax.jit(value_and_gradient(head))
 
 
+@pytest.mark.long
 def test_both_names_are_one_loss():
     head, other = head_with(), head_with(type="RTMDetInsSepBNHead")
     truth, masks = truth_for((3, 1))
@@ -157,6 +158,7 @@ def test_activations_of_all_masks_are_never_there_at_once():
     assert temporary_bytes(value_and_gradient(head), *arguments) < of_one_layer
 
 
+@pytest.mark.long
 def test_half_floats_are_computed_in_float32():
     head = head_with()
     truth, masks = truth_for((3, 1))
@@ -177,6 +179,7 @@ def test_extreme_outputs():
             assert np.isfinite(x).all()
 
 
+@pytest.mark.long
 def test_the_mean_over_devices_is_the_loss_of_the_batch(x64):
     head = head_with()
     truth, masks = truth_for((3, 0, 1, 0, 2, 1, 4, 0), dtype=np.float64)

@@ -50,6 +50,7 @@ def on_one_device(name):
     return jax.device_get(jax.jit(value_and_gradient(head))(*arguments))
 
 
+@pytest.mark.one_in(2)
 @every_head
 def test_some_shards_have_no_positives(name, x64):
     head = EVERY_ROW[name].head()
@@ -63,6 +64,7 @@ def test_some_shards_have_no_positives(name, x64):
         assert positives[5] == 0
 
 
+@pytest.mark.one_in(4)
 @every_head
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
 def test_jit_over_sharded_images(name, axis_type, x64):
@@ -74,6 +76,7 @@ def test_jit_over_sharded_images(name, axis_type, x64):
     close(jax.device_get(actual), on_one_device(name))
 
 
+@pytest.mark.one_in(4)
 @every_head
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
 def test_sharded_images_of_listed_shapes(name, axis_type, x64):
@@ -92,6 +95,7 @@ def test_sharded_images_of_listed_shapes(name, axis_type, x64):
     close(boxes, jax.device_get(head.decode(batch(head)[0], shapes_for(DEVICES)).boxes))
 
 
+@pytest.mark.one_in(4)
 @every_head
 @pytest.mark.parametrize("check_vma", [True, False])
 def test_shard_map_means_the_devices_losses(name, check_vma, x64):
@@ -113,6 +117,7 @@ def test_shard_map_means_the_devices_losses(name, check_vma, x64):
     close(jax.device_get(jax.jit(mapped)(*batch(head))), on_one_device(name))
 
 
+@pytest.mark.one_in(2)
 @every_head
 def test_vmap_with_an_axis_name(name, x64):
     head = EVERY_ROW[name].head()

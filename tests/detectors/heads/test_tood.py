@@ -55,6 +55,7 @@ def test_checked(head):
         checked(head).loss(logits, *truth, epoch=0)
 
 
+@pytest.mark.long
 def test_epochs_under_shard_map(head):
     batch = batch_for(head, (3, 1))
     mesh = jax.make_mesh((2,), ("data",), (AxisType.Auto,), devices=jax.devices()[:2])

@@ -54,6 +54,7 @@ def test_plain_distances_in_fractions_of_the_image():
     assert losses.keys() == {"loss_cls", "loss_bbox", "loss_l1"}
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("empty", [0, 1])
 def test_plain_distances_without_cells_on_a_level(empty):
     sizes = [(4, 6), (2, 3)]
@@ -127,6 +128,7 @@ def test_detections_are_of_the_second_branch_and_none_is_suppressed():
     np.testing.assert_allclose(found.scores, best, rtol=1e-6)
 
 
+@pytest.mark.long
 def test_shards_of_a_pair(x64):
     head = build_head(PAIR)
     batch = batch_for_pair(head, (3, 0, 1, 0, 2, 1, 4, 0), np.float64)

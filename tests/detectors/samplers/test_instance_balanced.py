@@ -17,6 +17,7 @@ def per_ground_truth(chosen, gt_inds, count):
     return np.stack([((chosen == 1) & (gt_inds == i + 1)).sum(1) for i in range(count)], axis=1)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     ("counts", "limit"),
     [((100, 3, 2), 32), ((30, 30, 30), 12), ((40, 1, 40), 9), ((5, 0, 60), 20), ((70,), 16)],

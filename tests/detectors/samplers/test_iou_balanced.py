@@ -51,6 +51,7 @@ def settings():
         yield param if sum(places) % 3 == 0 else as_long(param)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(("num_bins", "floor_fraction", "floor_thr"), list(settings()))
 def test_against_the_rules(num_bins, floor_fraction, floor_thr):
     sampler = IoUBalancedNegSampler(

@@ -14,6 +14,7 @@ from visdet_jax.detectors import TASK_UTILS, PseudoSampler, RandomSampler
 COUNTS, _ = read("twostage", "sampler_counts")
 
 
+@pytest.mark.long
 def test_golden_counts():
     # The ground truths that are added are positives too.
     positives = COUNTS["cand_pos"] + COUNTS["add_gt"] * COUNTS["num_gts"]
@@ -66,6 +67,7 @@ def all_golden_samples():
                 )
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("sampler", "gt_inds", "expected", "limited_pos", "limited_neg"), golden_samples()
 )

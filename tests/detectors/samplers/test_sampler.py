@@ -66,6 +66,7 @@ def test_a_key_that_is_missing(sampler):
         sampler.choose(candidates(5, 20)[None])
 
 
+@pytest.mark.one_in(3)
 @every_sampler
 def test_ignored_and_dropped_candidates_are_never_chosen(sampler):
     gt_inds = candidates(7, 9, ignored=20, dropped=20)[None].repeat(8, axis=0)
@@ -75,6 +76,7 @@ def test_ignored_and_dropped_candidates_are_never_chosen(sampler):
     assert (gt_inds[chosen == 2] == 0).all()
 
 
+@pytest.mark.one_in(3)
 @every_sampler
 def test_all_are_chosen_where_they_are_not_more_than_the_limits(sampler):
     for positives, negatives in ((0, 0), (3, 0), (0, 7), (2, 8), (3, 7)):
@@ -85,12 +87,14 @@ def test_all_are_chosen_where_they_are_not_more_than_the_limits(sampler):
         np.testing.assert_array_equal(chosen == 2, gt_inds == 0)
 
 
+@pytest.mark.one_in(3)
 @every_sampler
 @pytest.mark.parametrize("shape", [(2, 0), (2, 1)])
 def test_few_candidates(sampler, shape):
     assert choose(sampler, np.zeros(shape, np.int32)).shape == shape
 
 
+@pytest.mark.one_in(3)
 @every_random_sampler
 def test_images_and_keys_draw_differently_and_a_key_draws_the_same(sampler):
     gt_inds = candidates(40, 200)[None].repeat(2, axis=0)
@@ -100,6 +104,7 @@ def test_images_and_keys_draw_differently_and_a_key_draws_the_same(sampler):
     assert (first != other).any()
 
 
+@pytest.mark.one_in(3)
 @every_random_sampler
 def test_compiled_once_whatever_is_drawn(sampler):
     traces = []

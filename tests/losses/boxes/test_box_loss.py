@@ -50,6 +50,7 @@ every_loss = pytest.mark.parametrize(
 every_loss_per_box = pytest.mark.parametrize(("loss", "config"), PER_BOX, ids=name_of)
 
 
+@pytest.mark.one_in(2)
 @every_loss
 def test_equal_boxes_cost_nothing(loss, config):
     rounding = 2e-4 if config.get("alpha") == 0.5 else 1e-5  # √eps
@@ -60,6 +61,7 @@ def test_equal_boxes_cost_nothing(loss, config):
         assert np.isfinite(gradient(loss, equal, equal, **config)).all()
 
 
+@pytest.mark.one_in(3)
 @every_loss_per_box
 def test_a_weight_per_coordinate_counts_by_its_mean(loss, config):
     pred, target = boxes(0), boxes(1)
@@ -69,6 +71,7 @@ def test_a_weight_per_coordinate_counts_by_its_mean(loss, config):
         loss(pred, target, weight[:, :2], **config)
 
 
+@pytest.mark.one_in(2)
 @every_loss
 def test_finite_for_any_four_numbers(loss, config):
     """Inverted, empty, equal, touching, tiny and huge boxes in every combination drawn."""

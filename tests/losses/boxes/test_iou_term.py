@@ -26,6 +26,7 @@ def scaled(x, ratio):
     return np.concatenate([centre - half, centre + half], 1)
 
 
+@pytest.mark.one_in(4)
 @every_loss
 def test_the_options_replace_the_iou(loss, config):
     rest = values(loss, **config) + iou()
@@ -38,6 +39,7 @@ def test_the_options_replace_the_iou(loss, config):
     close(values(loss, inner_ratio=0.7, focaler=(0.2, 0.7), **config), rest - both)
 
 
+@pytest.mark.one_in(4)
 @every_loss
 def test_ratio_1_and_bounds_0_and_1_change_nothing(loss, config):
     neutral = {"inner_ratio": 1.0, "focaler": (0.0, 1.0)}

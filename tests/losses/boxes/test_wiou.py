@@ -36,6 +36,7 @@ def test_every_base_is_tested():
     assert tuple(BASES) == typing.get_args(Base)
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("base", BASES)
 def test_it_focuses_by_a_constant(base):
     state = v.WIoUState(jnp.float32(0.4))

@@ -70,6 +70,7 @@ def test_without_alpha_both_sides_have_the_same_weight():
     close(v.FocalLoss(alpha=None)(PRED, LABEL), twice)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("gamma", [0.0, 2.0, 1.5])
 @pytest.mark.parametrize("target", [LABEL, SOFT], ids=["indices", "soft"])
 def test_poly_epsilon_adds_its_term(gamma, target):
@@ -91,6 +92,7 @@ OPTIONS = {
 }
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", OPTIONS)
 def test_derivatives_by_pred_and_by_the_options(name, x64):
     target, numbers, config = OPTIONS[name]

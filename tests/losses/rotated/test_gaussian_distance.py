@@ -62,6 +62,7 @@ def test_float32_keeps_the_digits_of_needles(loss_type, apart):
     check_digits_of_needles(values_of(loss_type), FORMULAS[loss_type], apart)
 
 
+@pytest.mark.one_in(3)
 @every_type
 def test_equal_boxes_cost_the_floor_without_gradient(loss_type):
     floor = math.log1p(math.sqrt(1e-7))
@@ -79,6 +80,7 @@ def test_wasserstein_of_equal_shapes_is_the_distance_of_the_centres():
         np.testing.assert_allclose(v.gd_loss(moved, boxes, **options), 5, rtol=1e-5)
 
 
+@pytest.mark.one_in(3)
 @every_type
 def test_boxes_of_a_million_pixels_have_a_finite_loss(loss_type):
     """det P det T is inf here in float32."""
