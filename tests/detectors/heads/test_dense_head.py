@@ -70,6 +70,12 @@ def with_strides(name, strides):
     config, changes = ROWS[name].config, {}
     if ROWS[name].anchors():
         changes["anchor_generator"] = {**config["anchor_generator"], "strides": strides}
+    if "prior_generator" in config:
+        own = config["prior_generator"]
+        kept = [own["strides"].index(stride) for stride in strides]
+        sizes = [own["base_sizes"][i] for i in kept]
+        changes["prior_generator"] = {**own, "strides": strides, "base_sizes": sizes}
+        changes["obj_level_weights"] = [config["obj_level_weights"][i] for i in kept]
     if "strides" in config:
         changes["strides"] = strides
     if "regress_ranges" in config:
@@ -154,6 +160,11 @@ def boxes_by_hand(head, outputs):
         size = grid.priors[:, 2:] - grid.priors[:, :2]
         middle = (grid.priors[:, 2:] + grid.priors[:, :2]) / 2 + deltas[..., :2] * size
         half = size * np.exp(deltas[..., 2:]) / 2
+        return np.concatenate([middle - half, middle + half], axis=-1)
+    if isinstance(head, HEADS["YOLOv5Head"]):
+        xy, wh = np.split(sigmoid(preds), 2, axis=-1)
+        middle = grid.corners + (2 * xy - 0.5) * grid.strides[:, None]
+        half = (2 * wh) ** 2 * (grid.priors[:, 2:] - grid.priors[:, :2]) / 2
         return np.concatenate([middle - half, middle + half], axis=-1)
     points = grid.priors
     if points.shape[1] == 4:
@@ -330,8 +341,9 @@ def detections_by_hand(head, outputs, config):
         factors = sigmoid(rows_of(outputs.centernesses, 1))[..., 0]
     scores = probabilities(head, outputs)
     if head.detects_best_class:
-        best = scores == scores.max(-1, keepdims=True)
-        scores = np.where(best, scores * sigmoid(rows_of(outputs.objectnesses, 1)), -1)
+        scores = np.where(scores == scores.max(-1, keepdims=True), scores, -1)
+    if head.detects_by_joint_scores:
+        scores = scores * sigmoid(rows_of(outputs.objectnesses, 1))
     ends = np.cumsum(head.grid(((4, 6), (2, 3)), np.float32).level_sizes)
     images = []
     for i in range(2):
