@@ -262,8 +262,8 @@ class YOLOv5Head(DenseHead):
             pick(candidates.bbox_targets, best),
         )
         # Not by `make_targets`: the losses read only these, and need no box of each prior.
-        label_weights = jnp.ones_like(metrics) - (0 if ignored is None else ignored)
-        return targets._replace(label_weights=label_weights, metrics=metrics, candidates=candidates)
+        weights = no_quality + 1 if ignored is None else (~ignored).astype(metrics.dtype)
+        return targets._replace(label_weights=weights, metrics=metrics, candidates=candidates)
 
     def _ignored(self, grid: Grid, gt_boxes: jax.Array, regions: jax.Array) -> jax.Array:
         """Which priors (N,) are covered too much by one of the boxes (G, 4) that are regions."""
