@@ -340,7 +340,10 @@ def detections_by_hand(head, outputs, config):
     if outputs.centernesses is not None:
         factors = sigmoid(rows_of(outputs.centernesses, 1))[..., 0]
     scores = probabilities(head, outputs)
-    if head.detects_best_class:
+    best_class = head.detects_best_class
+    if config.multi_label is not None:
+        best_class = not config.multi_label
+    if best_class:
         scores = np.where(scores == scores.max(-1, keepdims=True), scores, -1)
     if head.detects_by_joint_scores:
         scores = scores * sigmoid(rows_of(outputs.objectnesses, 1))
@@ -389,6 +392,20 @@ def test_detect(name, class_agnostic):
         "nms": {"type": "nms", "iou_threshold": 0.3, "class_agnostic": class_agnostic},
         "max_per_img": 9,
     }
+    assert_detects(name, config)
+
+
+BY_CLASSES = {"YOLOv5Head": False, "YOLOv8Head": False, "YOLOXHead": True}
+
+
+@pytest.mark.parametrize("name", few(BY_CLASSES, ("YOLOv5Head",)))
+def test_detect_by_the_best_class_or_by_all(name):
+    config = {"score_thr": 0.3, "nms": {"type": "nms", "iou_threshold": 0.3}, "max_per_img": 9}
+    assert_detects(name, {**config, "multi_label": BY_CLASSES[name]})
+
+
+def assert_detects(name, config):
+    """`detect` finds what `detections_by_hand` does, in nine slots."""
     head = ROWS[name].head(test_cfg=config)
     outputs = outputs_for(head, seed=3)
     found = head.detect(outputs, (32, 48))

@@ -21,7 +21,7 @@ from visdet_jax.detectors.heads.dense_head import DenseHead
 from visdet_jax.detectors.heads.head import compiled, without_state
 from visdet_jax.detectors.postprocessing import NMS, TestConfig
 from visdet_jax.detectors.priors import Grid, Sizes, YOLOAnchorGenerator
-from visdet_jax.detectors.registry import HEADS
+from visdet_jax.detectors.registry import HEADS, TASK_UTILS
 from visdet_jax.detectors.structures import (
     AxisName,
     Candidates,
@@ -37,7 +37,7 @@ from visdet_jax.losses.boxes.yolo_iou import YOLOIoULoss
 from visdet_jax.losses.classification.cross_entropy import CrossEntropyLoss
 from visdet_jax.losses.loss import Loss
 from visdet_jax.reduction import AVG_FACTOR_EPS
-from visdet_jax.registry import as_dict
+from visdet_jax.registry import as_dict, is_config
 
 # Where a box may be learnt: its own cell, one beside it, and one above or below it.
 CELLS = 3
@@ -139,11 +139,9 @@ class YOLOv5Head(DenseHead):
         module = as_dict(settings.get("head_module") or {})
         settings = from_mmyolo(settings, train_cfg)
         generator: Any = settings.get("prior_generator", YOLOv5Head.prior_generator)
-        for key in ("strides", "base_sizes"):
-            if hasattr(generator, "keys") and key not in generator.keys():  # noqa: SIM118
-                return settings  # `build` raises for it.
-        read = generator.__getitem__ if hasattr(generator, "keys") else generator.__getattribute__
-        strides, count = list(read("strides")), len(read("base_sizes")[0])
+        if is_config(generator):
+            generator = settings["prior_generator"] = TASK_UTILS.build(generator)
+        strides, count = list(generator.strides), generator.num_base_priors
         given = list(module.get("featmap_strides", strides)), module.get("num_base_priors", count)
         if given != (strides, count):
             raise ValueError(
