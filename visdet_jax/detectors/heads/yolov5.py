@@ -12,7 +12,7 @@ from visdet_jax.boxes.formats import clip_to_image, convert_boxes
 from visdet_jax.boxes.overlap import overlaps
 from visdet_jax.core.checks import check_array
 from visdet_jax.core.docstrings import described_by
-from visdet_jax.core.dtypes import as_dtype
+from visdet_jax.core.dtypes import as_dtype, compute_dtype
 from visdet_jax.core.hyperparameters import Number, Range
 from visdet_jax.detectors.assigners.assigner import EPS, IGNORED, pick
 from visdet_jax.detectors.heads._mmyolo import from_mmyolo
@@ -360,13 +360,16 @@ class YOLOv5Head(DenseHead):
         each = weights.shape[1] // max(len(levels), 1)
         slots = [slice(i * each, (i + 1) * each) for i in range(len(levels))]
         weights = _of_means(criterion, weights, slots, [1.0] * len(levels))
-        if self.num_classes > 1:
+        if self.num_classes > 1 and levels:
+            named = {f"cls_scores[{i}]": x for i, x in enumerate(rows.cls_scores)}
             logits = []
             for i, slot in zip(levels, slots, strict=True):
                 scores, start = rows.cls_scores[i], int(criterion.levels[i].start)
                 places = jnp.clip(candidates.priors[:, slot] - start, 0, scores.shape[1] - 1)
-                # In float32 before the rows are taken: half floats would add up rounded gradients.
-                logits.append(_take(scores.astype(dtype), places))
+                # Keep half floats until the rows are taken, though gradients of a prior that learns
+                # several boxes are added up in them. In float32 the gradient by all scores would be
+                # one more array: 15 times the scratch memory (H200, 16 images, jax 0.12.0.1).
+                logits.append(_take(scores, places).astype(compute_dtype(**named)))
             of_classes = jnp.concatenate(logits, axis=1)
             count = self.num_classes
             criterion.add("loss_cls", of_classes, candidates.labels, weights / count, ONE, slots)
