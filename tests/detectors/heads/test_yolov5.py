@@ -22,7 +22,7 @@ from head_cases import (
 )
 from programs import temporary_bytes
 from visdet_jax import CrossEntropyLoss, YOLOIoULoss, checked
-from visdet_jax.detectors import NMS, YOLOAnchorGenerator, YOLOv5Head, build_head
+from visdet_jax.detectors import NMS, HeadOutputs, YOLOAnchorGenerator, YOLOv5Head, build_head
 
 ROW = ROWS["YOLOv5Head"]
 STRIDES = (8, 16)
@@ -215,6 +215,24 @@ def test_one_class():
     assert losses["loss_cls"] == 0
     assert not any(map(np.any, gradient.cls_scores))
     assert losses["loss_bbox"] > 0
+
+
+def test_statistics_are_of_a_level():
+    """A level without cells leaves them alone."""
+    ghm = {"loss_cls": {"type": "GHMC", "bins": 5, "momentum": 0.75}}
+    head = ROW.head(**ghm)
+    outputs, (boxes, labels) = (
+        outputs_for(head, 1, sizes=((4, 6), (0, 0))),
+        padded([IMAGES["one box"]]),
+    )
+    truth = boxes.astype(np.float32), labels
+    generator = {**ROW.config["prior_generator"], "strides": [8], "base_sizes": ANCHORS[:1]}
+    other = ROW.head(**ghm, prior_generator=generator, obj_level_weights=WEIGHTS[:1])
+    without = HeadOutputs(*(maps and maps[:1] for maps in outputs))
+    losses, state = head.update(head.init(), outputs, *truth)
+    assert state["loss_cls"].acc_sum.any()
+    expected = other.update(other.init(), without, *truth)
+    chex.assert_trees_all_close((losses, state), expected, rtol=1e-6)
 
 
 def test_neighbours_that_are_nearer():
