@@ -39,16 +39,17 @@ def from_mmyolo(
     return settings
 
 
-def without_points(
-    settings: dict[str, Any], offset: float, strides: tuple[int, ...]
-) -> dict[str, Any]:
-    """The keys without `prior_generator`, of a head that makes its own points.
+def without_points(head: Any, settings: dict[str, Any], offset: float) -> dict[str, Any]:
+    """The keys without `prior_generator`, of a class of heads that makes its own points.
 
     Raises: ValueError for points that are not `offset` strides from the corners of the cells, and
-      for other strides than the head's, which are `strides` unless its config says them.
+      for other strides than the head's.
     """
     points = as_dict(settings.get("prior_generator") or {})
-    strides = tuple(settings.get("strides", strides))
+    strides = tuple(settings.get("strides", head.strides))
     if points.get("offset", offset) != offset or tuple(points.get("strides", strides)) != strides:
-        raise ValueError(f"prior_generator must have offset {offset} and strides {strides}")
+        raise ValueError(
+            f"{head.__name__}: prior_generator must have offset {offset} and strides {strides}, "
+            f"got {points}"
+        )
     return {key: value for key, value in settings.items() if key != "prior_generator"}

@@ -184,7 +184,7 @@ class YOLOv8Head(TaskAlignedPointHead):
         """
         fields = NUM_CLASSES | {"reg_max": "reg_max", "featmap_strides": "strides"}
         settings = from_mmyolo(settings, train_cfg, fields)
-        settings = without_points(settings, 0.5, YOLOv8Head.strides)
+        settings = without_points(YOLOv8Head, settings, 0.5)
         for name in ("loss_cls", "loss_bbox", "loss_dfl"):
             if is_config(settings.get(name)):
                 settings[name] = as_dict(settings[name]) | {"reduction": "mean"}

@@ -105,7 +105,7 @@ class YOLOXHead(DenseHead):
             return with_training(settings, train_cfg)
         fields = NUM_CLASSES | {"featmap_strides": "strides"}
         settings = from_mmyolo(settings, train_cfg, fields)
-        settings = without_points(settings, 0, YOLOXHead.strides)
+        settings = without_points(YOLOXHead, settings, 0)
         if "loss_bbox_aux" in settings:
             settings["loss_l1"] = settings.pop("loss_bbox_aux")
         if is_config(settings.get("test_cfg")):

@@ -1,4 +1,4 @@
-"""YOLOXHead: configs of mmyolo, whose losses are mmdet's."""
+"""Configs of mmyolo's YOLOX, whose losses are mmdet's."""
 
 import re
 
@@ -67,8 +67,14 @@ def test_a_config_of_mmyolo():
     ("changes", "message"),
     [
         ({"num_classes": 3}, "num_classes stands in the head's config and in its head_module"),
-        ({"prior_generator": {"offset": 0.5}}, "must have offset 0 and strides (4, 8)"),
-        ({"prior_generator": {"strides": [8, 16]}}, "must have offset 0 and strides (4, 8)"),
+        (
+            {"prior_generator": {"offset": 0.5}},
+            "YOLOXHead: prior_generator must have offset 0 and stri",
+        ),
+        (
+            {"prior_generator": {"strides": [8, 16]}},
+            "YOLOXHead: prior_generator must have offset 0 and stri",
+        ),
         (TRAINING, "assigner stands in the head's config and in its train_cfg"),
     ],
 )
