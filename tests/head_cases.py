@@ -222,6 +222,23 @@ ROWS = {
         names=("loss_cls", "loss_bbox", "loss_dfl"),
         train_cfg={"assigner": {"type": "BatchTaskAlignedAssigner"}},
     ),
+    "YOLOv5Head": Row(
+        {
+            "type": "YOLOv5Head",
+            "num_classes": CLASSES,
+            "prior_generator": {
+                "type": "YOLOAnchorGenerator",
+                "strides": [8, 16],
+                "base_sizes": [[[10, 13], [24, 20]], [[30, 20], [14, 24]]],
+            },
+            "loss_cls": FOCAL,
+            "loss_bbox": {"type": "mmyolo.IoULoss"},
+            "obj_level_weights": [4.0, 1.0],
+        },
+        names=("loss_cls", "loss_obj", "loss_bbox"),
+        train_cfg=None,
+        of_all=("loss_obj", "objectnesses"),
+    ),
     "YOLOHead": Row(
         {
             "type": "YOLOHead",

@@ -123,10 +123,10 @@ class Registry(Mapping[str, type]):
 
         Args:
           config: A dict or anything else with `keys()` and `[]` (ml_collections, mmengine,
-            OmegaConf); never changed. For `type` and `_scope_` see `find`. `IoULoss` with a key
-            that only mmyolo's class of that name has means `YOLOIoULoss`. Sequences become
-            tuples; numeric strings of numeric fields become numbers (PyYAML reads `1e-6` as a
-            string); nested configs are built too.
+            OmegaConf); never changed. For `type` and `_scope_` see `find`. `mmyolo.IoULoss`, and
+            `IoULoss` with a key that only mmyolo's class of that name has, mean `YOLOIoULoss`.
+            Sequences become tuples; numeric strings of numeric fields become numbers (PyYAML reads
+            `1e-6` as a string); nested configs are built too.
         Raises: ValueError or TypeError for what is no config, an unknown name (also a KeyError),
           an unknown or missing key, and values that the class does not take.
         """
@@ -137,8 +137,8 @@ class Registry(Mapping[str, type]):
         settings = as_dict(config)
         if "type" not in settings:
             raise ValueError(f"The config of a {self.kind} needs a key 'type', got {settings}")
-        cls = self.find(settings.pop("type"), settings.pop("_scope_", None))
-        cls = self._dialect(cls, settings)
+        kind = _with_scope(settings.pop("type"), settings.pop("_scope_", None))
+        cls = self._dialect(self.find(kind), kind, settings)
         types = field_types(cls)
         ignored = self.ignored - types.keys()
         settings = {key: value for key, value in settings.items() if key not in ignored}
@@ -171,26 +171,28 @@ class Registry(Mapping[str, type]):
         Raises: UnknownName, and TypeError for a class that is not a frozen, keyword-only
           dataclass.
         """
-        if isinstance(kind, type) and kind.__module__.split(".")[0] in SCOPES:
-            kind = f"{kind.__module__}.{kind.__name__}"
-        elif type(kind).__module__.startswith("mmengine."):  # A class that is not imported yet.
-            kind = str(kind)
+        kind = _with_scope(kind, scope)
         if isinstance(kind, str):
-            return self[kind if scope is None or "." in kind else f"{scope}.{kind}"]
+            return self[kind]
         _check_dataclass(kind)
         cls: type = kind
         return cls
 
-    def _dialect(self, cls: type, settings: Mapping[str, Any]) -> type:
-        """The class that a config means by the name of `cls`.
+    def _dialect(self, cls: type, kind: Any, settings: Mapping[str, Any]) -> type:
+        """The class that a config means by a `kind` that says `cls`.
 
         Two libraries may call different classes by one name. The second one has a name of its own
-        here, and the name it shares as `dialect_of`; a key that only it has tells that it is meant.
+        here, and its library and the name it shares as `dialect_of`. The scope tells which one is
+        meant, and where there is none, a key that only the second one has.
         """
+        if not isinstance(kind, str):
+            return cls
+        scope = kind.split(".")[0] if "." in kind else None
         for other in self.values():
-            if getattr(other, "dialect_of", None) == cls.__name__:
+            library, _, shared = getattr(other, "dialect_of", "").partition(".")
+            if shared == cls.__name__:
                 own = field_types(other).keys() - field_types(cls).keys()
-                if own & settings.keys():
+                if scope == library or (scope is None and own & settings.keys()):
                     return other
         return cls
 
@@ -211,6 +213,17 @@ class Registry(Mapping[str, type]):
                 self._value(f"{where}[{i}]", part, item_type(kind)) for i, part in enumerate(value)
             )
         return _plain(where, value, kind)
+
+
+def _with_scope(kind: Any, scope: str | None) -> Any:
+    """What `Registry.find` gets, as a name with a scope where it has one; or a class of ours."""
+    if isinstance(kind, type) and kind.__module__.split(".")[0] in SCOPES:
+        return f"{kind.__module__}.{kind.__name__}"
+    if type(kind).__module__.startswith("mmengine."):  # A class that is not imported yet.
+        return str(kind)
+    if isinstance(kind, str) and scope is not None and "." not in kind:
+        return f"{scope}.{kind}"
+    return kind
 
 
 def is_config(value: Any) -> bool:

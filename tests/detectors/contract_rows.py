@@ -419,6 +419,9 @@ ROWS: dict[str, list[Row]] = {
     "PseudoSampler": [SamplerRow()],
     "RandomSampler": [SamplerRow(LIMITS), SamplerRow(LIMITS | {"neg_pos_ub": 2.5})],
     "TBLRBBoxCoder": [CoderRow(), CoderRow({"normalizer": (1.0, 2.0, 4.0, 0.5)})],
+    "YOLOAnchorGenerator": [
+        PriorRow({"strides": (8, 16), "base_sizes": (((10, 13), (16, 30)), ((30, 61), (62, 45)))}),
+    ],
 }
 
 

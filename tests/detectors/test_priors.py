@@ -10,6 +10,7 @@ from visdet_jax.detectors import (
     AnchorGenerator,
     LegacyAnchorGenerator,
     MlvlPointGenerator,
+    YOLOAnchorGenerator,
     inside_flags,
     valid_flags,
 )
@@ -154,6 +155,38 @@ def test_legacy_anchors_reach_to_their_last_pixel():
     )
     expected = [[0, 0, 8, 8], [16, 0, 24, 8], [0, 16, 8, 24], [16, 16, 24, 24]]
     np.testing.assert_array_equal(legacy.grid(((2, 2),)).priors, expected)
+
+
+def test_anchors_of_given_sizes():
+    """Around the cells' middles, and in the order of the sizes."""
+    config = {"type": "mmdet.YOLOAnchorGenerator", "strides": [8, 16]}
+    sizes = [[[10, 13], [6, 3]], [[30, 61], [62, 45]]]
+    generator = TASK_UTILS.build({**config, "base_sizes": sizes})
+    assert generator.num_base_priors == 2
+    grid = generator.grid(((2, 1), (1, 2)))
+    assert (grid.level_sizes, grid.sizes) == ((4, 4), ((2, 1), (1, 2)))
+    middles = [(4, 4), (4, 12), (8, 8), (24, 8)]
+    expected = [
+        (x - w / 2, y - h / 2, x + w / 2, y + h / 2)
+        for cell, (x, y) in enumerate(middles)
+        for w, h in sizes[cell // 2]
+    ]
+    np.testing.assert_array_equal(grid.priors, expected)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ([[[10, 13]]], "2 strides need the base_sizes of as many levels, got 1"),
+        ([[[10, 13]], [[10, 13], [6, 3]]], "base_sizes must be as many .width, height. for every"),
+        ([[], []], "base_sizes must be as many .width, height. for every level, one at least"),
+        ([[[10]], [[13]]], "base_sizes must be as many .width, height. for every level"),
+        ([[[10, 0]], [[13, 4]]], "base_sizes must be above 0"),
+    ],
+)
+def test_errors_of_given_sizes(sizes, message):
+    with pytest.raises(ValueError, match=f"YOLOAnchorGenerator: {message}"):
+        YOLOAnchorGenerator(strides=(8, 16), base_sizes=sizes)
 
 
 def test_points_and_their_offset():

@@ -74,19 +74,16 @@ OF_OTHER_CONFIGS = {
     "RTMDetHead",
     "RTMDetInsHead",
     "YOLORTMDetHead",
+    "YOLOv5Head",
     "YOLOv8Head",
     "YOLOHead",
     "EndToEndHead",
 }
 # How many of mmyolo's 126 configs build, by their heads.
-OF_MMYOLO = {"YOLOv8Head": 21, "YOLORTMDetHead": 6}
+OF_MMYOLO = {"YOLOv5Head": 29, "YOLOv8Head": 21, "YOLOXHead": 11, "YOLORTMDetHead": 6}
 # Why some of the others do not, beside heads that are not here: mmyolo's own RTMDet-Ins has no
-# losses, four configs are other models, and mmyolo writes YOLOX in another way than mmdet.
-OTHER_REASONS = (
-    "heads with masks have no losses",
-    "a model must have one of",
-    "no key 'head_module'",
-)
+# losses, and four configs are other models.
+OTHER_REASONS = ("heads with masks have no losses", "a model must have one of")
 NAME = re.compile(r"is called '(?:\w+\.)*(\w+)'|(perm_repeat_gt_cfg) must be None")
 
 

@@ -27,7 +27,7 @@ ELSEWHERE = {
         SCNetBBoxHead SCNetMaskHead SCNetRoIHead SCNetSemanticHead SOLOHead SOLOV2Head
         SSDAnchorGenerator SSDHead ScoreHLRSampler SparseRoIHead
         StageCascadeRPNHead TopkHungarianAssigner
-        UniformAssigner YOLACTHead YOLOAnchorGenerator YOLOBBoxCoder YOLOFHead
+        UniformAssigner YOLACTHead YOLOBBoxCoder YOLOFHead
         YOLOV3Head
         """,
     "mmrotate": """
@@ -48,7 +48,7 @@ ELSEWHERE = {
     "mmyolo": """
         BatchATSSAssigner
         DistanceAnglePointCoder OksLoss PPYOLOEHead PoseSimOTAAssigner RTMDetRotatedHead
-        YOLOXBBoxCoder YOLOXPoseHead YOLOv5BBoxCoder YOLOv5Head YOLOv5InsHead YOLOv6Head
+        YOLOXBBoxCoder YOLOXPoseHead YOLOv5BBoxCoder YOLOv5InsHead YOLOv6Head
         YOLOv7Head
         """,
 }

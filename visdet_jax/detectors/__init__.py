@@ -99,6 +99,7 @@ from visdet_jax.detectors.heads.vfnet import VFNetHead as VFNetHead
 from visdet_jax.detectors.heads.yolo import EndToEndHead as EndToEndHead
 from visdet_jax.detectors.heads.yolo import YOLOHead as YOLOHead
 from visdet_jax.detectors.heads.yolo import end_to_end_weights as end_to_end_weights
+from visdet_jax.detectors.heads.yolov5 import YOLOv5Head as YOLOv5Head
 from visdet_jax.detectors.heads.yolov8 import YOLOv8Head as YOLOv8Head
 from visdet_jax.detectors.heads.yolox import YOLOXHead as YOLOXHead
 from visdet_jax.detectors.postprocessing import NMS as NMS
@@ -109,6 +110,7 @@ from visdet_jax.detectors.priors import AnchorGenerator as AnchorGenerator
 from visdet_jax.detectors.priors import Grid as Grid
 from visdet_jax.detectors.priors import LegacyAnchorGenerator as LegacyAnchorGenerator
 from visdet_jax.detectors.priors import MlvlPointGenerator as MlvlPointGenerator
+from visdet_jax.detectors.priors import YOLOAnchorGenerator as YOLOAnchorGenerator
 from visdet_jax.detectors.priors import inside_flags as inside_flags
 from visdet_jax.detectors.priors import valid_flags as valid_flags
 from visdet_jax.detectors.registry import BRANCHES as BRANCHES
@@ -128,6 +130,7 @@ from visdet_jax.detectors.samplers.ohem import OHEMSampler as OHEMSampler
 from visdet_jax.detectors.samplers.pseudo import PseudoSampler as PseudoSampler
 from visdet_jax.detectors.samplers.random import RandomSampler as RandomSampler
 from visdet_jax.detectors.samplers.sampler import Sampler as Sampler
+from visdet_jax.detectors.structures import Candidates as Candidates
 from visdet_jax.detectors.structures import Detections as Detections
 from visdet_jax.detectors.structures import DETROutputs as DETROutputs
 from visdet_jax.detectors.structures import HeadOutputs as HeadOutputs

@@ -60,6 +60,8 @@ class TestConfig(FrozenModule):
       max_per_img: The number of slots for the detections of an image, at least 1.
       nms_post: A key of mmdet 2 that has no effect.
       mask_thr_binary: Probability from which a pixel belongs to a mask, in [0, 1].
+      multi_label: Whether every class of a prior is a candidate, or its best one alone, as mmyolo's
+        key says. None leaves it to the head: all classes, or YOLOX's best.
     """
 
     needs_no_type: ClassVar[bool] = True
@@ -72,6 +74,7 @@ class TestConfig(FrozenModule):
     max_per_img: Count = 100
     nms_post: int = -1
     mask_thr_binary: Fraction = 0.5
+    multi_label: bool | None = None
 
     def suppression(self) -> NMS:
         """How duplicates are suppressed; above an IoU of 1, which no box has, where none are.

@@ -17,6 +17,8 @@ from visdet_jax.detectors.registry import TASK_UTILS
 Sizes = tuple[tuple[int, int], ...]
 # The rules of a tuple's numbers; priors are constants, so that these are never traced.
 PositiveNumbers = Annotated[tuple[float, ...], Range(0, without_low=True)]
+# Of each level, the widths and heights of its anchors.
+SizesOfAnchors = Annotated[tuple[tuple[tuple[float, ...], ...], ...], Range(0, without_low=True)]
 
 
 class Grid(NamedTuple):
@@ -30,6 +32,7 @@ class Grid(NamedTuple):
     corners: np.ndarray  # (N, 2) x, y of the upper left corner of the prior's cell, pixels
     strides: np.ndarray | jax.Array  # (N,) of the prior's level, pixels
     level_sizes: tuple[int, ...]  # priors of each level
+    sizes: Sizes  # (height, width) of each level, cells
 
 
 def valid_flags(grid: Grid, pad_shape: jax.Array) -> jax.Array:
@@ -111,6 +114,7 @@ def _grid(generator: PriorGenerator, sizes: Sizes, dtype: Any) -> Grid:
         corners=np.concatenate(corners).repeat(generator.num_base_priors, axis=0),
         strides=np.repeat(np.asarray(generator.strides, dtype), level_sizes),
         level_sizes=level_sizes,
+        sizes=sizes,
     )
 
 
@@ -235,6 +239,45 @@ class LegacyAnchorGenerator(AnchorGenerator):
     ) -> np.ndarray:
         # Always rounded in float32, as in mmdet: whole numbers are the same in every type.
         return self._around(center, base_size, np.float32, 1).round().astype(dtype)
+
+
+@TASK_UTILS.register_module()
+@dataclass(frozen=True, kw_only=True)
+class YOLOAnchorGenerator(PriorGenerator):
+    """Anchors of given sizes around the middle of every cell; mmdet's class of this name.
+
+    Args:
+      base_sizes: Of each level the (width, height) of its anchors, in pixels, above 0. Every level
+        has as many.
+    """
+
+    base_sizes: SizesOfAnchors
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.base_sizes) != len(self.strides):
+            raise self.value_error(
+                f"{len(self.strides)} strides need the base_sizes of as many levels, got "
+                f"{len(self.base_sizes)}"
+            )
+        counts = {len(level) for level in self.base_sizes}
+        pairs = all(len(size) == 2 for level in self.base_sizes for size in level)
+        if len(counts) != 1 or counts == {0} or not pairs:
+            raise self.value_error(
+                "base_sizes must be as many (width, height) for every level, one at least, got "
+                f"{self.base_sizes}"
+            )
+
+    @property
+    def num_base_priors(self) -> int:
+        """How many anchors a cell has."""
+        return len(self.base_sizes[0])
+
+    def priors_at(self, corners: np.ndarray, level: int) -> np.ndarray:
+        half = np.asarray(self.base_sizes[level], corners.dtype) / 2
+        middle = corners.dtype.type(self.strides[level] / 2)
+        anchors = np.concatenate([middle - half, middle + half], axis=1)
+        return (np.tile(corners, 2)[:, None] + anchors).reshape(-1, 4)
 
 
 @TASK_UTILS.register_module()

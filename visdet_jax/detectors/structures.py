@@ -52,6 +52,20 @@ class DETROutputs(NamedTuple):
 
 
 @exportable
+class Candidates(NamedTuple):
+    """What is learnt where several boxes may learn at one prior, in K slots of each of B images.
+
+    An empty slot has the weight 0, and nothing is read of it.
+    """
+
+    priors: jax.Array  # (B, K) int32: which of the N priors predicts; 0 in empty slots.
+    gt_inds: jax.Array  # (B, K): 1 for the first box; 0 in empty slots.
+    labels: jax.Array  # (B, K): the class, or num_classes in empty slots.
+    bbox_targets: jax.Array  # (B, K, 4) in the form that the head learns; 0 in empty slots.
+    weights: jax.Array  # (B, K): how many times the slot counts.
+
+
+@exportable
 class HeadTargets(NamedTuple):
     """What each of the N priors of B images learns. Of queries, all have an axis L in front."""
 
@@ -64,6 +78,8 @@ class HeadTargets(NamedTuple):
     # (B, N): how well a prediction does for its box, in [0, 1], which its class learns in place of
     # 1; 0 without a box. None for heads that do not look at predictions.
     metrics: jax.Array | None = None
+    # For heads whose priors may learn several boxes each. The rest is then of one of them.
+    candidates: Candidates | None = None
 
 
 @exportable
@@ -122,6 +138,7 @@ class Image(NamedTuple):
     pad_shape: jax.Array  # (height, width) in pixels with the image's own padding.
     outputs: dict[str, list[jax.Array]]  # By the names of `HeadOutputs`, of each level (n, ...).
     gt_centers: jax.Array | None = None  # (G, 2) x, y of the masks' centres, where masks are known.
+    ignore_flags: jax.Array | None = None  # (G,) bool: which boxes are regions to ignore.
 
 
 class Rows(NamedTuple):

@@ -70,6 +70,12 @@ def with_strides(name, strides):
     config, changes = ROWS[name].config, {}
     if ROWS[name].anchors():
         changes["anchor_generator"] = {**config["anchor_generator"], "strides": strides}
+    if "prior_generator" in config:
+        own = config["prior_generator"]
+        kept = [own["strides"].index(stride) for stride in strides]
+        sizes = [own["base_sizes"][i] for i in kept]
+        changes["prior_generator"] = {**own, "strides": strides, "base_sizes": sizes}
+        changes["obj_level_weights"] = [config["obj_level_weights"][i] for i in kept]
     if "strides" in config:
         changes["strides"] = strides
     if "regress_ranges" in config:
@@ -155,6 +161,11 @@ def boxes_by_hand(head, outputs):
         size = grid.priors[:, 2:] - grid.priors[:, :2]
         middle = (grid.priors[:, 2:] + grid.priors[:, :2]) / 2 + deltas[..., :2] * size
         half = size * np.exp(deltas[..., 2:]) / 2
+        return np.concatenate([middle - half, middle + half], axis=-1)
+    if isinstance(head, HEADS["YOLOv5Head"]):
+        xy, wh = np.split(sigmoid(preds), 2, axis=-1)
+        middle = grid.corners + (2 * xy - 0.5) * grid.strides[:, None]
+        half = (2 * wh) ** 2 * (grid.priors[:, 2:] - grid.priors[:, :2]) / 2
         return np.concatenate([middle - half, middle + half], axis=-1)
     points = grid.priors
     if points.shape[1] == 4:
@@ -332,9 +343,13 @@ def detections_by_hand(head, outputs, config):
     if outputs.centernesses is not None:
         factors = sigmoid(rows_of(outputs.centernesses, 1))[..., 0]
     scores = probabilities(head, outputs)
-    if head.detects_best_class:
-        best = scores == scores.max(-1, keepdims=True)
-        scores = np.where(best, scores * sigmoid(rows_of(outputs.objectnesses, 1)), -1)
+    best_class = head.detects_best_class
+    if config.multi_label is not None:
+        best_class = not config.multi_label
+    if best_class:
+        scores = np.where(scores == scores.max(-1, keepdims=True), scores, -1)
+    if head.detects_by_joint_scores:
+        scores = scores * sigmoid(rows_of(outputs.objectnesses, 1))
     ends = np.cumsum(head.grid(((4, 6), (2, 3)), np.float32).level_sizes)
     images = []
     for i in range(2):
@@ -380,6 +395,20 @@ def test_detect(name, class_agnostic):
         "nms": {"type": "nms", "iou_threshold": 0.3, "class_agnostic": class_agnostic},
         "max_per_img": 9,
     }
+    assert_detects(name, config)
+
+
+BY_CLASSES = {"YOLOv5Head": False, "YOLOv8Head": False, "YOLOXHead": True}
+
+
+@pytest.mark.parametrize("name", few(BY_CLASSES, ("YOLOv5Head",)))
+def test_detect_by_the_best_class_or_by_all(name):
+    config = {"score_thr": 0.3, "nms": {"type": "nms", "iou_threshold": 0.3}, "max_per_img": 9}
+    assert_detects(name, {**config, "multi_label": BY_CLASSES[name]})
+
+
+def assert_detects(name, config):
+    """`detect` finds what `detections_by_hand` does, in nine slots."""
     head = ROWS[name].head(test_cfg=config)
     outputs = outputs_for(head, seed=3)
     found = head.detect(outputs, (32, 48))

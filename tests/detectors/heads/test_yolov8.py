@@ -53,7 +53,6 @@ def test_a_config_of_mmyolo():
         ({"prior_generator": {"offset": 0.0}}, TRAINING, None, "must have offset 0.5 and strides"),
         ({"prior_generator": {"strides": [8]}}, TRAINING, None, "must have offset 0.5 and strides"),
         (TRAINING, TRAINING, None, "assigner stands in the head's config and in its train_cfg"),
-        ({}, TRAINING, {"multi_label": False}, "multi_label in test_cfg must be True"),
         ({}, None, None, "YOLOv8Head needs a key 'assigner'"),
         ({"reg_max": 1}, TRAINING, None, "reg_max stands in the head's config and in its head_mod"),
         ({"loss_cls": {"type": "CrossEntropyLoss"}}, TRAINING, None, "must use a sigmoid"),

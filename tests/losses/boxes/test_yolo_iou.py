@@ -94,6 +94,22 @@ def test_a_key_of_mmyolo_tells_its_class_from_ours():
         v.build_loss({"type": "IoULoss", "iou_mode": "giou", "mode": "log"})
 
 
+def test_the_scope_alone_tells_mmyolos_class():
+    mmyolos, path = v.YOLOIoULoss(), "mmyolo.models.losses.iou_loss.IoULoss"
+    assert v.build_loss({"type": "mmyolo.IoULoss"}) == mmyolos
+    assert v.build_loss({"type": "IoULoss", "_scope_": "mmyolo"}) == mmyolos
+    assert v.build_loss({"type": path}) == mmyolos
+    assert v.build_loss({"type": type("IoULoss", (), {"__module__": path[:-8]})}) == mmyolos
+    for kind in ("IoULoss", "mmdet.IoULoss", "visdet.IoULoss", v.IoULoss):
+        assert v.build_loss({"type": kind}) == v.IoULoss()
+    assert v.build_loss({"type": "mmyolo.CrossEntropyLoss"}) == v.CrossEntropyLoss()
+    for kind in ("mmdet.IoULoss", v.IoULoss):
+        with pytest.raises(ValueError, match="IoULoss has no key 'iou_mode'"):
+            v.build_loss({"type": kind, "iou_mode": "ciou"})
+    with pytest.raises(ValueError, match="YOLOIoULoss has no key 'mode'"):
+        v.build_loss({"type": "mmyolo.IoULoss", "mode": "log"})
+
+
 def test_the_form_of_ultralytics_is_not_clamped():
     pred, target = np.array([[[0, 0, 1, 30]], [[900, 0, 990, 1]]], np.float32)
     settings = {"bbox_format": "xyxy", "reduction": "none"}

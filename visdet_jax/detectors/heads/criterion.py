@@ -2,6 +2,7 @@
 
 import functools
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -41,7 +42,13 @@ class Criterion:
         self.options = options or {}
 
     def add(
-        self, name: str, pred: Any, target: Any, weight: jax.Array | None, avg_factor: Number
+        self,
+        name: str,
+        pred: Any,
+        target: Any,
+        weight: jax.Array | None,
+        avg_factor: Number,
+        levels: Sequence[slice] | None = None,
     ) -> None:
         """Calls the loss of that name on arrays (B, N, ...), made arrays (B · N, ...).
 
@@ -57,17 +64,19 @@ class Criterion:
           target: An array (B, N, ...), or a tuple of them.
           weight: (B, N) or (B, N, ...). None counts all rows alike.
           avg_factor: What the sum over the whole batch is divided by.
+          levels: Which rows each level has, where the rows are not those of all priors.
         """
         loss, values = getattr(self.head, name), []
+        levels = self.levels if levels is None else levels
         options: dict[str, Any] = {"axis_name": self.axis_name}
         if self.head.sums_losses:
             options["reduction_override"] = "mean"
             avg_factor -= AVG_FACTOR_EPS  # The loss adds it again.
         avg_factor = avg_factor_of_device(avg_factor, self.axis_name)
         if isinstance(pred, list):
-            preds, levels = pred, self.levels
+            preds = pred
         elif isinstance(loss, StatefulLoss):
-            preds, levels = [pred[:, level] for level in self.levels], self.levels
+            preds = [pred[:, level] for level in levels]
         else:
             preds, levels = [pred], [slice(None)]
         for part, level in zip(preds, levels, strict=True):

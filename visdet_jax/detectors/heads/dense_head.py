@@ -48,9 +48,10 @@ class DenseHead(Head):
 
     # Whether detections suppress each other level by level and by no score, as in mmdet's RPN.
     suppresses_by_level: ClassVar[bool] = False
-    # Whether the best class of a prior is its only candidate, and candidates go by their scores
-    # times the sigmoid of the prior's logit, as in mmdet's YOLOX.
+    # Whether the best class of a prior is its only candidate, unless `test_cfg` says it.
     detects_best_class: ClassVar[bool] = False
+    # Whether candidates go by their scores times the sigmoid of the prior's logit, as in YOLOX.
+    detects_by_joint_scores: ClassVar[bool] = False
     # The output that holds the boxes of detections.
     detected_boxes: ClassVar[str] = "bbox_preds"
     # The fields of its outputs that are no maps of the levels' priors.
@@ -199,7 +200,8 @@ class DenseHead(Head):
         `score_thr` are candidates. Their boxes are decoded and clipped; what is left after
         non-maximum suppression class by class, the best first, fills `max_per_img` slots.
         `RPNHead` reads no `score_thr`, and suppresses level by level. `YOLOXHead` has one candidate
-        a prior, its best class, of whose score times the objectness `score_thr` decides.
+        a prior, its best class, unless `test_cfg` says `multi_label`. Of its scores and of
+        `YOLOv5Head`'s `score_thr` is compared with the product with the objectness.
 
         Args:
           outputs, image_shapes: See `decode`.
@@ -273,6 +275,9 @@ class DenseHead(Head):
         self._check_outputs(outputs)
         grid, maps, suppression = self._grid(outputs), self._maps(outputs), config.suppression()
         by_level = self.suppresses_by_level
+        best_class = self.detects_best_class
+        if config.multi_label is not None:
+            best_class = not config.multi_label
         dtype, batch = grid.priors.dtype, outputs.cls_scores[0].shape[0]
         if image_shapes is not None:
             image_shapes = jnp.broadcast_to(jnp.asarray(image_shapes).astype(dtype), (batch, 2))
@@ -284,8 +289,9 @@ class DenseHead(Head):
             """Scores, places among all priors, classes and levels of one level's best pairs."""
             scores = self.scores(maps["cls_scores"].astype(dtype))
             best = None
-            if self.detects_best_class:
+            if best_class:
                 best, scores = scores.argmax(1).astype(jnp.int32), scores.max(1, keepdims=True)
+            if self.detects_by_joint_scores:
                 scores = _times_priors(scores, maps)
             classes, scores = scores.shape[1], scores.reshape(-1)
             scores = jnp.where(scores > least, scores, -jnp.inf)
@@ -313,7 +319,7 @@ class DenseHead(Head):
                 None if shape is None else shape[None],
             )[0]
             exists = scores > -jnp.inf
-            if not self.detects_best_class:
+            if not self.detects_by_joint_scores:
                 scores = _times_priors(scores[:, None], chosen)[:, 0]
             sides = boxes[:, 2:] - boxes[:, :2]
             exists &= (min_size < 0) | (sides > min_size).all(axis=1)

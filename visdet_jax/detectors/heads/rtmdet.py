@@ -11,6 +11,7 @@ from visdet_jax.detectors.assigners.assigner import pick
 from visdet_jax.detectors.assigners.dynamic_soft_label import DynamicSoftLabelAssigner
 from visdet_jax.detectors.assigners.predictions import PredictionAssigner
 from visdet_jax.detectors.coders import DistancePointBBoxCoder
+from visdet_jax.detectors.heads._mmyolo import from_mmyolo
 from visdet_jax.detectors.heads.criterion import Criterion
 from visdet_jax.detectors.heads.dense_head import DenseHead
 from visdet_jax.detectors.priors import Grid, MlvlPointGenerator, Sizes, valid_flags
@@ -21,7 +22,6 @@ from visdet_jax.detectors.structures import HeadTargets, Image, Rows
 from visdet_jax.losses.boxes.iou import GIoULoss
 from visdet_jax.losses.loss import Loss
 from visdet_jax.losses.quality.quality_focal import QualityFocalLoss
-from visdet_jax.registry import as_dict, is_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,24 +115,15 @@ class RTMDetHead(SoftLabelHead):
     def from_mmdet(settings: dict[str, Any], train_cfg: Any) -> dict[str, Any]:
         """The fields of a config of mmdet, or of mmyolo's head of this name.
 
-        Raises: ValueError for a key that stands twice, and for `multi_label` of False.
+        Raises: ValueError for a key that stands twice.
         """
-        settings = dict(settings)
-        if "head_module" in settings:
-            # mmyolo's network has a config of its own.
-            module = as_dict(settings.pop("head_module"))
-            settings |= {"type": "YOLORTMDetHead"}
-            settings.pop("_scope_", None)
-            if "num_classes" in module:
-                settings["num_classes"] = module["num_classes"]
-            if "prior_generator" in settings:
-                settings["anchor_generator"] = settings.pop("prior_generator")
-            if is_config(settings.get("test_cfg")):
-                # Each class of a point is a candidate here always.
-                settings["test_cfg"] = as_dict(settings["test_cfg"])
-                if not settings["test_cfg"].pop("multi_label", True):
-                    raise ValueError("RTMDetHead: multi_label in test_cfg must be True")
-        return with_training(settings, train_cfg)
+        if "head_module" not in settings:
+            return with_training(settings, train_cfg)
+        settings = from_mmyolo(settings, train_cfg) | {"type": "YOLORTMDetHead"}
+        settings.pop("_scope_", None)
+        if "prior_generator" in settings:
+            settings["anchor_generator"] = settings.pop("prior_generator")
+        return settings
 
     def assign(self, grid: Grid, image: Image) -> HeadTargets:
         valid = valid_flags(grid, image.pad_shape)

@@ -14,12 +14,13 @@ from visdet_jax.detectors.assigners.task_aligned import (
     YOLOTaskAlignedAssigner,
 )
 from visdet_jax.detectors.coders import DistancePointBBoxCoder
+from visdet_jax.detectors.heads._mmyolo import NUM_CLASSES, from_mmyolo, without_points
 from visdet_jax.detectors.heads.criterion import Criterion
 from visdet_jax.detectors.heads.dense_head import DenseHead
 from visdet_jax.detectors.heads.gfl import distances_of_bins
 from visdet_jax.detectors.postprocessing import NMS, TestConfig
 from visdet_jax.detectors.priors import Grid, MlvlPointGenerator, Sizes
-from visdet_jax.detectors.registry import HEADS, with_training
+from visdet_jax.detectors.registry import HEADS
 from visdet_jax.detectors.structures import HeadTargets, Image, Rows
 from visdet_jax.losses.boxes.distribution_focal import DistributionFocalLoss
 from visdet_jax.losses.boxes.yolo_iou import YOLOIoULoss
@@ -181,29 +182,12 @@ class YOLOv8Head(TaskAlignedPointHead):
         Raises: ValueError for a key that stands twice, and for points elsewhere than in the centres
           of the cells of these strides.
         """
-        settings = with_training(settings, train_cfg)
-        module = as_dict(settings.pop("head_module", None) or {})
-        for key, name in (("num_classes",) * 2, ("reg_max",) * 2, ("featmap_strides", "strides")):
-            if key in module:
-                if name in settings:
-                    raise ValueError(f"{name} stands in the head's config and in its head_module")
-                settings[name] = module[key]
-        points = as_dict(settings.pop("prior_generator", None) or {})
-        strides = tuple(settings.get("strides", YOLOv8Head.strides))
-        if points.get("offset", 0.5) != 0.5 or tuple(points.get("strides", strides)) != strides:
-            raise ValueError(
-                f"YOLOv8Head: prior_generator must have offset 0.5 and strides {strides}, got "
-                f"{points}"
-            )
+        fields = NUM_CLASSES | {"reg_max": "reg_max", "featmap_strides": "strides"}
+        settings = from_mmyolo(settings, train_cfg, fields)
+        settings = without_points(YOLOv8Head, settings, 0.5)
         for name in ("loss_cls", "loss_bbox", "loss_dfl"):
             if is_config(settings.get(name)):
                 settings[name] = as_dict(settings[name]) | {"reduction": "mean"}
-        if is_config(settings.get("test_cfg")):
-            # Each class of a point is a candidate here always.
-            test_cfg = as_dict(settings["test_cfg"])
-            if not test_cfg.pop("multi_label", True):
-                raise ValueError("YOLOv8Head: multi_label in test_cfg must be True")
-            settings["test_cfg"] = test_cfg
         return settings
 
     def add_loss_of_sides(self, criterion: Criterion, rows: Rows, total: jax.Array) -> None:

@@ -13,12 +13,13 @@ from visdet_jax.core.hyperparameters import Range
 from visdet_jax.detectors.assigners.assigner import pick
 from visdet_jax.detectors.assigners.predictions import PredictionAssigner
 from visdet_jax.detectors.assigners.sim_ota import SimOTAAssigner
+from visdet_jax.detectors.heads._mmyolo import NUM_CLASSES, from_mmyolo, without_points
 from visdet_jax.detectors.heads.criterion import Criterion
 from visdet_jax.detectors.heads.dense_head import DenseHead
 from visdet_jax.detectors.heads.head import compiled, without_state
 from visdet_jax.detectors.postprocessing import TestConfig
 from visdet_jax.detectors.priors import Grid, MlvlPointGenerator, Sizes
-from visdet_jax.detectors.registry import HEADS
+from visdet_jax.detectors.registry import HEADS, with_training
 from visdet_jax.detectors.structures import (
     AxisName,
     HeadOutputs,
@@ -33,10 +34,13 @@ from visdet_jax.losses.boxes.iou import IoULoss
 from visdet_jax.losses.classification.cross_entropy import CrossEntropyLoss
 from visdet_jax.losses.loss import Loss
 from visdet_jax.losses.regression.smooth_l1 import L1Loss
+from visdet_jax.registry import is_config
 
 # The logarithm of the largest side of a box, in strides. Larger ones are cut to it, so that boxes
 # and their areas stay finite in float32.
 LARGEST_LOG_SIZE = 20.0
+# How many candidates take part where mmyolo's `test_cfg` does not say it.
+MMYOLOS_NMS_PRE = 100_000
 
 
 @HEADS.register_module()
@@ -55,6 +59,11 @@ class YOLOXHead(DenseHead):
     cell. mmdet keeps as many as there are and clips none; here as many as `test_cfg` says, and they
     are clipped where `image_shapes` is given.
 
+    A config of mmyolo's class of this name has a `head_module`. Its losses are the same, and are
+    not multiplied by the number of images either; its `loss_bbox_aux` is `loss_l1` here, which
+    `use_l1` turns on in place of the hook's `use_bbox_aux`. Its detections may be of every class of
+    a cell, as `multi_label` says.
+
     Args:
       strides: Strides of the levels, in pixels, at least 1.
       loss_cls: Loss of the class logits, which gets values in [0, 1] of their shape.
@@ -70,6 +79,7 @@ class YOLOXHead(DenseHead):
 
     sums_losses: ClassVar[bool] = True
     detects_best_class: ClassVar[bool] = True
+    detects_by_joint_scores: ClassVar[bool] = True
 
     strides: Annotated[tuple[int, ...], Range(1)] = (8, 16, 32)
     loss_cls: Loss = CrossEntropyLoss(use_sigmoid=True, reduction="sum")
@@ -83,6 +93,24 @@ class YOLOXHead(DenseHead):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.raise_unless_sigmoid()
+
+    @staticmethod
+    def from_mmdet(settings: dict[str, Any], train_cfg: Any) -> dict[str, Any]:
+        """The fields of a config of mmdet, or of mmyolo's head of this name.
+
+        Raises: ValueError for a key that stands twice, and for points elsewhere than in the corners
+          of the cells of these strides.
+        """
+        if "head_module" not in settings:
+            return with_training(settings, train_cfg)
+        fields = NUM_CLASSES | {"featmap_strides": "strides"}
+        settings = from_mmyolo(settings, train_cfg, fields)
+        settings = without_points(YOLOXHead, settings, 0)
+        if "loss_bbox_aux" in settings:
+            settings["loss_l1"] = settings.pop("loss_bbox_aux")
+        if is_config(settings.get("test_cfg")):
+            settings["test_cfg"] = {"nms_pre": MMYOLOS_NMS_PRE} | settings["test_cfg"]
+        return settings
 
     @described_by(DenseHead.update)
     @compiled

@@ -90,14 +90,15 @@ def _corners(box: Columns) -> Columns:
 class YOLOIoULoss(BoxLoss, function=yolo_iou_loss):
     """mmyolo's `IoULoss`: `yolo_iou_loss` with its hyperparameters as fields.
 
-    A config of type IoULoss with `iou_mode`, `bbox_format` or `return_iou` means this class.
+    A config of type mmyolo.IoULoss means this class, and one of type IoULoss with `iou_mode`,
+    `bbox_format` or `return_iou`.
 
     Args:
       return_iou: A key of mmyolo without effect: the loss is one number. See `yolo_iou_loss` for
         the overlaps.
     """
 
-    dialect_of: ClassVar[str] = "IoULoss"
+    dialect_of: ClassVar[str] = "mmyolo.IoULoss"
 
     iou_mode: str = "ciou"
     bbox_format: str = "xywh"
