@@ -419,6 +419,16 @@ def test_calls_that_do_not_fit(name):
             call()
 
 
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [("FCOSHead", "loss_bbox"), ("VFNetHead", "loss_bbox_refine"), ("DETRHead", "loss_iou")],
+)
+def test_a_loss_of_boxes_in_another_format(name, field):
+    match = f'{name}: {field} gets boxes that need bbox_format="xyxy", got YOLOIoULoss'
+    with pytest.raises(ValueError, match=match):
+        EVERY_ROW[name].head(**{field: {"type": "YOLOIoULoss", "bbox_format": "xywh"}})
+
+
 BOXES, LABELS = boxes_for((1, 1), 3)
 SHAPES = shapes_for(2)
 

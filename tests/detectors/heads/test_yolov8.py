@@ -56,7 +56,7 @@ def test_a_config_of_mmyolo():
         ({}, None, None, "YOLOv8Head needs a key 'assigner'"),
         ({"reg_max": 1}, TRAINING, None, "reg_max stands in the head's config and in its head_mod"),
         ({"loss_cls": {"type": "CrossEntropyLoss"}}, TRAINING, None, "must use a sigmoid"),
-        ({"loss_bbox": {"type": "YOLOIoULoss"}}, TRAINING, None, 'set bbox_format="xyxy"'),
+        ({"loss_bbox": {"type": "YOLOIoULoss"}}, TRAINING, None, 'need bbox_format="xyxy"'),
     ],
 )
 def test_configs_that_do_not_fit(changes, training, testing, message):

@@ -149,6 +149,8 @@ class Head(WithLosses):
     # Whether its losses have the reduction "sum", and the sums are divided by exactly their
     # `avg_factor`, without mmdet's eps.
     sums_losses: ClassVar[bool] = False
+    # The form of the boxes that the losses of boxes get, which some losses have as a field.
+    bbox_format: ClassVar[str] = "xyxy"
 
     num_classes: Count
     loss_cls: Loss
@@ -159,6 +161,12 @@ class Head(WithLosses):
         rows = 2
         for name, (pred, target) in self.examples(rows).items():
             self._check_fit(name, rows, pred, target)
+        for name in self.init():
+            loss = getattr(self, name)
+            if getattr(loss, "bbox_format", self.bbox_format) != self.bbox_format:
+                raise self.value_error(
+                    f'{name} gets boxes that need bbox_format="{self.bbox_format}", got {loss!r}'
+                )
 
     # What users call. The subclasses say of which arguments.
 

@@ -92,6 +92,7 @@ class YOLOv5Head(DenseHead):
 
     detects_by_joint_scores: ClassVar[bool] = True
     ranks_levels_together: ClassVar[bool] = True
+    bbox_format: ClassVar[str] = "xywh"
 
     prior_generator: YOLOAnchorGenerator = YOLOAnchorGenerator(
         base_sizes=(
@@ -124,10 +125,8 @@ class YOLOv5Head(DenseHead):
             raise self.value_error(
                 f"ignore_iof_thr must be in [0, 1], or -1, got {self.ignore_iof_thr}"
             )
-        if not isinstance(self.loss_bbox, YOLOIoULoss) or self.loss_bbox.bbox_format != "xywh":
-            raise self.value_error(
-                f'loss_bbox must be YOLOIoULoss with bbox_format="xywh", got {self.loss_bbox!r}'
-            )
+        if not isinstance(self.loss_bbox, YOLOIoULoss):
+            raise self.value_error(f"loss_bbox must be YOLOIoULoss, got {self.loss_bbox!r}")
 
     @staticmethod
     def from_mmdet(settings: dict[str, Any], train_cfg: Any) -> dict[str, Any]:

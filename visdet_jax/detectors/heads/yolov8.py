@@ -67,10 +67,6 @@ class TaskAlignedPointHead(DenseHead):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.raise_unless_sigmoid()
-        if getattr(self.loss_bbox, "bbox_format", "xyxy") != "xyxy":
-            raise self.value_error(
-                f'loss_bbox gets x1, y1, x2, y2: set bbox_format="xyxy", got {self.loss_bbox!r}'
-            )
 
     @property
     def box_channels(self) -> int:
