@@ -300,9 +300,8 @@ class DenseHead(Head):
             classes, scores = scores.shape[1], scores.reshape(-1)
             scores = jnp.where(scores > least, scores, -jnp.inf)
             count = scores.size if config.nms_pre <= 0 else min(config.nms_pre, scores.size)
-            if (
-                final
-            ):  # Of 672 000 pairs 300 are found 25 times as fast as 30 000 (jax 0.10.2, CPU).
+            # Of 672 000 pairs 300 are found in 2 ms and 30 000 in 46 ms (jax 0.10.2, CPU).
+            if final:
                 count = min(count, config.max_per_img)
             scores, pairs = jax.lax.top_k(scores, count)
             labels = pairs % classes if best is None else best[pairs]
