@@ -4,6 +4,7 @@ import functools
 import importlib
 import itertools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +13,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from golden.read_cases import names, read
-from programs import temporary_bytes
+from programs import compiled, temporary_bytes
 from visdet_jax.boxes import batched_nms, multiclass_nms, nms
 from visdet_jax.detectors import TASK_UTILS
 
@@ -243,6 +244,49 @@ def test_a_threshold_may_be_swept():
     for i, threshold in enumerate(thresholds):
         one = jax.tree.map(lambda x, i=i: x[i], found)
         assert kept_of(one) == greedy(boxes, scores, threshold, 50)
+
+
+# No suppression.
+
+
+def has_a_loop(function, *arguments):
+    return " while(" in compiled(function, *arguments).as_text()
+
+
+@pytest.mark.parametrize("max_out", [5, 45, 90])
+def test_without_a_threshold_the_best_scores_are_kept_without_a_loop(max_out):
+    boxes, scores, groups = random_candidates(0, 60, ties=True)
+    valid = np.random.default_rng(1).random(60) < 0.6
+    valid[0] = False  # Padding stands before the last one.
+    boxes[~valid], scores[~valid] = np.nan, np.nan
+    scores[np.flatnonzero(valid)[:3]] = -np.inf, np.nan, np.inf
+    functions = (
+        lambda boxes, scores, threshold: nms(boxes, scores, threshold, valid, max_out=max_out),
+        lambda boxes, scores, threshold: batched_nms(
+            boxes, scores, groups, threshold, valid, max_out=max_out
+        ),
+    )
+    for found in functions:
+        # No IoU is above 1.
+        chex.assert_trees_all_equal(found(boxes, scores, None), found(boxes, scores, 1.0))
+        assert found(boxes, scores, None).exists.sum() == min(max_out, valid.sum() - 1)
+        assert has_a_loop(found, boxes, scores, 1.0)
+        assert not has_a_loop(found, boxes, scores, None)
+
+
+@pytest.mark.parametrize("max_candidates", [None, 20, 400])
+@pytest.mark.parametrize("max_per_img", [30, 200])
+def test_classes_without_a_threshold(max_per_img, max_candidates):
+    boxes, scores = random_classes(3)
+    factors = np.random.default_rng(1).random(40).astype(np.float32)
+    slots = {"max_per_img": max_per_img, "max_candidates": max_candidates}
+
+    def found(boxes, scores, threshold):
+        return multiclass_nms(boxes, scores, 0.3, threshold, None, factors, **slots)
+
+    chex.assert_trees_all_equal(found(boxes, scores, None), found(boxes, scores, 1.0))
+    assert has_a_loop(found, boxes, scores, 1.0)
+    assert not has_a_loop(found, boxes, scores, None)
 
 
 def test_memory_is_linear_in_the_boxes():

@@ -3,7 +3,6 @@
 import dataclasses
 import re
 from collections import Counter
-from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -12,10 +11,10 @@ import visdet_jax
 from adapters import DIFFERENCES as LATER
 from golden.differences import DIFFERENCES
 from golden.read_golden import read
+from pages import ROOT, Page
 from visdet_jax import LOSSES, Loss
 
-ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
+README = Page("README.md").text
 COMMON = {f.name for f in dataclasses.fields(Loss)}
 
 
@@ -29,13 +28,12 @@ def registry_restored():
 
 
 @pytest.mark.example
-def test_python_snippets_run(registry_restored, capsys):
-    snippets = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+def test_python_snippets_run(registry_restored):
+    snippets = Page("README.md").snippets()
     assert len(snippets) >= 5
     namespace = {}
-    for snippet in snippets:
-        exec(compile(snippet, "README.md", "exec"), namespace)
-    assert "GIoULoss" in capsys.readouterr().out
+    printed = "".join(snippet.run(namespace) for snippet in snippets)
+    assert "GIoULoss" in printed
     assert namespace["value"] > 0
     assert namespace["gradient"][0].any()
     assert not namespace["gradient"][1].any()

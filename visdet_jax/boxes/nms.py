@@ -46,7 +46,7 @@ class KeptDetections(NamedTuple):
 def nms(
     boxes: jax.Array,
     scores: jax.Array,
-    iou_threshold: Fraction,
+    iou_threshold: Fraction | None,
     valid: jax.Array | None = None,
     *,
     max_out: Count,
@@ -66,7 +66,7 @@ def nms(
       boxes: (N, 4) as x1, y1, x2, y2, in pixels.
       scores: (N,) of any scale. A box whose score is NaN is not kept.
       iou_threshold: IoU above which the worse of two boxes is left out, in [0, 1]. Larger values
-        keep more boxes.
+        keep more boxes. None leaves out none: the best scores alone, without a loop.
       valid: (N,) False for padding, of which nothing is read. None pads none.
       max_out: The number S of slots, at least 1; it may be larger than N.
 
@@ -84,7 +84,7 @@ def batched_nms(
     boxes: jax.Array,
     scores: jax.Array,
     groups: jax.Array,
-    iou_threshold: Fraction,
+    iou_threshold: Fraction | None,
     valid: jax.Array | None = None,
     *,
     max_out: Count,
@@ -104,7 +104,7 @@ def batched_nms(
       scores: (N,) of any scale. A box whose score is NaN is not kept.
       groups: (N,) the class or level of each box, integers of any width.
       iou_threshold: IoU above which the worse of two boxes of a group is left out, in [0, 1].
-        Larger values keep more boxes.
+        Larger values keep more boxes. None leaves out none: the best scores alone, without a loop.
       valid: (N,) False for padding, of which nothing is read. None pads none.
       max_out: The number S of slots, at least 1; it may be larger than N.
       class_agnostic: Whether boxes of different groups suppress each other too.
@@ -124,7 +124,7 @@ def multiclass_nms(
     boxes: jax.Array,
     scores: jax.Array,
     score_thr: Finite,
-    iou_threshold: Fraction,
+    iou_threshold: Fraction | None,
     valid: jax.Array | None = None,
     score_factors: jax.Array | None = None,
     *,
@@ -143,7 +143,7 @@ def multiclass_nms(
       scores: (N, C) of each class, without the background.
       score_thr: Score above which a pair is a candidate. Larger values leave fewer detections.
       iou_threshold: IoU above which the worse of two detections of a class is left out, in [0, 1].
-        Larger values keep more.
+        Larger values keep more. None leaves out none: the best scores alone, without a loop.
       valid: (N,) False for padding, of which nothing is read. None pads none.
       score_factors: (N,) what the scores are multiplied by after the comparison with `score_thr`,
         such as a centerness. None multiplies by nothing.
@@ -180,7 +180,10 @@ def multiclass_nms(
         scores *= replicated(score_factors).astype(dtype)[:, None]
 
     flat = jax.lax.stop_gradient(scores.reshape(-1))
-    order, total = _sorted(flat, candidate.reshape(-1), max_candidates)
+    most = max_candidates
+    if iou_threshold is None:
+        most = max_per_img if most is None else min(most, max_per_img)
+    order, total = _sorted(flat, candidate.reshape(-1), most)
     flat_boxes = jax.lax.stop_gradient(boxes.reshape(rows * per_box, 4))
 
     def fetch(pair: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -188,7 +191,7 @@ def multiclass_nms(
         index = pair if per_box == classes else pair // classes
         return flat_boxes[index], jnp.zeros_like(label) if class_agnostic else label
 
-    kept = _keep(fetch, order, total, as_dtype(dtype, iou_threshold), max_per_img)
+    kept = _keep(fetch, order, total, iou_threshold, max_per_img)
     if not rows * classes:  # There is nothing to read.
         nothing = jnp.zeros(max_per_img, dtype)
         no_boxes = jnp.zeros((max_per_img, 4), dtype)
@@ -242,7 +245,9 @@ def _sorted(
     valid &= ~jnp.isnan(scores)
     total = valid.sum(dtype=jnp.int32)
     if most is not None and most < scores.size:
-        _, order = jax.lax.top_k(jnp.where(valid, scores, -jnp.inf), most)
+        # A valid -inf must not stand behind padding.
+        lowest = jnp.maximum(scores, jnp.finfo(scores.dtype).min)
+        _, order = jax.lax.top_k(jnp.where(valid, lowest, -jnp.inf), most)
         return order.astype(jnp.int32), jnp.minimum(total, most)
     # NaN is sorted behind everything else, infinities too. Equal ones stay in their order.
     key = jnp.where(valid, -scores, jnp.nan)
@@ -264,7 +269,7 @@ def _keep_boxes(
     boxes: jax.Array,
     scores: jax.Array,
     groups: jax.Array,
-    iou_threshold: Number,
+    iou_threshold: Number | None,
     valid: jax.Array,
     slots: int,
 ) -> Kept:
@@ -273,16 +278,20 @@ def _keep_boxes(
     def fetch(index: jax.Array) -> tuple[jax.Array, jax.Array]:
         return boxes[index], groups[index]
 
-    order, total = _sorted(scores, valid)
-    return _keep(fetch, order, total, as_dtype(boxes.dtype, iou_threshold), slots)
+    order, total = _sorted(scores, valid, slots if iou_threshold is None else None)
+    return _keep(fetch, order, total, iou_threshold, slots)
 
 
 def _keep(
-    fetch: Fetch, order: jax.Array, total: jax.Array, threshold: jax.Array, slots: int
+    fetch: Fetch, order: jax.Array, total: jax.Array, iou_threshold: Number | None, slots: int
 ) -> Kept:
     """Greedy suppression of the first `total` of the sorted indices `order` (N,)."""
     if not order.size:
         return Kept(jnp.zeros(slots, jnp.int32), jnp.zeros(slots, bool))
+    if iou_threshold is None:
+        exists = jnp.arange(slots, dtype=jnp.int32) < total
+        best = jnp.concatenate([order[:slots], jnp.zeros(max(slots - order.size, 0), order.dtype)])
+        return Kept(jnp.where(exists, best, 0), exists)
     size = min(BLOCK, order.size)
     # All blocks have one size; what the last one has too much is beyond `total`.
     order = jnp.concatenate([order, jnp.zeros(-order.size % size, order.dtype)])
@@ -294,7 +303,8 @@ def _keep(
         boxes: jax.Array, groups: jax.Array, others: jax.Array, other_groups: jax.Array
     ) -> jax.Array:
         """Which boxes (K,) are too near to which others (L,), as (K, L)."""
-        iou = overlaps(boxes[:, None], others[None], "iou", as_dtype(boxes.dtype, 0))
+        least, threshold = as_dtype(boxes.dtype, 0, iou_threshold)
+        iou = overlaps(boxes[:, None], others[None], "iou", least)
         return (iou > threshold) & (groups[:, None] == other_groups[None])
 
     def look_at_block(kept: _Slots) -> _Slots:

@@ -20,12 +20,12 @@ class NMS(Suppression):
 
     Args:
       iou_threshold: IoU above which the worse of two boxes is left out, in [0, 1]. Larger values
-        keep more boxes.
+        keep more boxes. None leaves out none.
       class_agnostic: Whether boxes of different classes suppress each other too.
       max_num, split_thr: Keys of mmcv that have no effect: the number is `max_per_img`.
     """
 
-    iou_threshold: Fraction = 0.5
+    iou_threshold: Fraction | None = 0.5
     class_agnostic: bool = False
     max_num: int = -1
     split_thr: int = 10000
@@ -53,7 +53,8 @@ class TestConfig(FrozenModule):
     Args:
       score_thr: Score above which a class of a prior is a candidate. Larger values leave fewer
         detections.
-      nms_pre: The number of best candidates of each level that take part. -1 takes all.
+      nms_pre: The number of best candidates of each level that take part, or for the heads of
+        mmyolo and ultralytics of all levels together. -1 takes all.
       min_bbox_size: In pixels. Boxes whose width or height is not above it are dropped, after
         clipping. A negative number drops none.
       nms: How duplicates are suppressed. None suppresses none.
@@ -77,12 +78,12 @@ class TestConfig(FrozenModule):
     multi_label: bool | None = None
 
     def suppression(self) -> NMS:
-        """How duplicates are suppressed; above an IoU of 1, which no box has, where none are.
+        """How duplicates are suppressed; with an `iou_threshold` of None where none are.
 
         Raises: ValueError for a suppression that is not here.
         """
         if self.nms is None:
-            return NMS(iou_threshold=1.0)
+            return NMS(iou_threshold=None)
         if not isinstance(self.nms, NMS):
             raise self.value_error(f"{self.nms!r} is not here: detect takes dict(type='nms')")
         return self.nms

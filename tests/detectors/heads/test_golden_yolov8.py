@@ -3,26 +3,24 @@
 import numpy as np
 import pytest
 
-from golden.replay_yolov8 import ULTRALYTICS, YOLOV8, replay
+from cases import few
+from golden.replay_onestage import CASES, replay
 
 # Without `--all` one case of each kind.
 SHORT = ("yolov8_conflict", "ultra_v8_small", "ultra_e2e_base")
+COUNTS = {"yolov8": 9, "ultra": 12}
+ALL = [name for kind in COUNTS for name in CASES[kind]]
 
 
 def test_all_files_are_here():
-    assert (len(YOLOV8), len(ULTRALYTICS)) == (9, 12)
+    assert {kind: len(CASES[kind]) for kind in COUNTS} == COUNTS
 
 
-def params(short):
-    every = (*YOLOV8, *ULTRALYTICS)
-    return [pytest.param(x, marks=() if x in short else pytest.mark.long) for x in every]
-
-
-@pytest.mark.parametrize("name", params(SHORT))
+@pytest.mark.parametrize("name", few(ALL, SHORT))
 def test_float64(name, x64):
     replay(name, np.float64, "nan")
 
 
-@pytest.mark.parametrize("name", params(("yolov8_base",)))
+@pytest.mark.parametrize("name", few(ALL, ("yolov8_base",)))
 def test_float32(name):
-    replay(name, np.float32, "garbage")
+    replay(name, np.float32, "plausible")

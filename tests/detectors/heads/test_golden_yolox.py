@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 
 from cases import few
-from golden.replay_yolox import CASES, replay
+from golden.replay_onestage import CASES, replay
 
 # Without `--all` one or two cases of each head.
 SHORT = ("vfnet_padded", "yolox_params", "tood_init_padded", "tood_tal_padded")
-ALL = [name for cases in CASES.values() for name in cases]
+COUNTS = {"vfnet": 9, "yolox": 10, "tood_init": 6, "tood_tal": 11}
+ALL = [name for kind in COUNTS for name in CASES[kind]]
 
 
 def test_all_files_are_here():
-    counts = {"vfnet": 9, "yolox": 10, "tood_init": 6, "tood_tal": 11}
-    assert {kind: len(cases) for kind, cases in CASES.items()} == counts
+    assert {kind: len(CASES[kind]) for kind in COUNTS} == COUNTS
 
 
 @pytest.mark.parametrize("name", few(ALL, SHORT))

@@ -52,6 +52,8 @@ class DenseHead(Head):
     detects_best_class: ClassVar[bool] = False
     # Whether candidates go by their scores times the sigmoid of the prior's logit, as in YOLOX.
     detects_by_joint_scores: ClassVar[bool] = False
+    # Whether `nms_pre` counts the candidates of all levels together, as in mmyolo and ultralytics.
+    ranks_levels_together: ClassVar[bool] = False
     # The output that holds the boxes of detections.
     detected_boxes: ClassVar[str] = "bbox_preds"
     # The fields of its outputs that are no maps of the levels' priors.
@@ -198,10 +200,12 @@ class DenseHead(Head):
 
         Of each level the best `nms_pre` pairs of a prior and a class whose score is above
         `score_thr` are candidates. Their boxes are decoded and clipped; what is left after
-        non-maximum suppression class by class, the best first, fills `max_per_img` slots.
-        `RPNHead` reads no `score_thr`, and suppresses level by level. `YOLOXHead` has one candidate
-        a prior, its best class, unless `test_cfg` says `multi_label`. Of its scores and of
-        `YOLOv5Head`'s `score_thr` is compared with the product with the objectness.
+        non-maximum suppression class by class, the best first, fills `max_per_img` slots. With
+        `nms=None` in `test_cfg` the best fill them as they are. The YOLOs but YOLOX, and
+        `YOLORTMDetHead`, have `nms_pre` candidates of all levels together, as in mmyolo and
+        ultralytics. `RPNHead` reads no `score_thr`, and suppresses level by level. `YOLOXHead` has
+        one candidate a prior, its best class, unless `test_cfg` says `multi_label`. Of its scores
+        and of `YOLOv5Head`'s `score_thr` is compared with the product with the objectness.
 
         Args:
           outputs, image_shapes: See `decode`.
@@ -284,6 +288,11 @@ class DenseHead(Head):
         score_thr = -np.inf if by_level else config.score_thr
         least, min_size = as_dtype(dtype, score_thr, config.min_bbox_size)
         starts = np.cumsum((0, *grid.level_sizes))
+        # Whether the best candidates are the detections: nothing drops one or changes their order.
+        final = suppression.iou_threshold is None and (
+            self.detects_by_joint_scores or not maps.keys() & _LOGITS_OF_PRIORS
+        )
+        final &= isinstance(config.min_bbox_size, int | float) and config.min_bbox_size < 0
 
         def candidates(level: int, maps: dict[str, jax.Array]) -> tuple[jax.Array, ...]:
             """Scores, places among all priors, classes and levels of one level's best pairs."""
@@ -296,15 +305,20 @@ class DenseHead(Head):
             classes, scores = scores.shape[1], scores.reshape(-1)
             scores = jnp.where(scores > least, scores, -jnp.inf)
             count = scores.size if config.nms_pre <= 0 else min(config.nms_pre, scores.size)
+            # Of 672 000 pairs 300 are found in 2 ms and 30 000 in 46 ms (jax 0.10.2, CPU).
+            if final:
+                count = min(count, config.max_per_img)
             scores, pairs = jax.lax.top_k(scores, count)
             labels = pairs % classes if best is None else best[pairs]
             places = starts[level].item() + pairs // classes
             return scores, places, labels, jnp.full_like(pairs, level)
 
         def image(maps: dict[str, list[jax.Array]], shape: Any) -> KeptDetections:
+            if self.ranks_levels_together:
+                maps = {name: [jnp.concatenate(x)] for name, x in maps.items()}
             parts = [
                 candidates(level, {name: x[level] for name, x in maps.items()})
-                for level in range(len(grid.level_sizes))
+                for level in range(len(maps["cls_scores"]))
             ]
             scores, places, labels, levels = (jnp.concatenate(x) for x in zip(*parts, strict=True))
             chosen = {

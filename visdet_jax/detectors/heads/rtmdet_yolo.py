@@ -1,7 +1,7 @@
 """RTMDet's head as mmyolo has it."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 
@@ -33,6 +33,8 @@ class YOLORTMDetHead(SoftLabelHead):
 
     Source: mmyolo's `RTMDetHead`
     """
+
+    ranks_levels_together: ClassVar[bool] = True
 
     assigner: BatchDynamicSoftLabelAssigner = BatchDynamicSoftLabelAssigner()
     pos_weight: Finite = -1

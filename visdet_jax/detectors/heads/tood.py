@@ -192,12 +192,16 @@ class TOODHead(AnchorHead):
         targets, strides = rows.targets, rows.strides[..., None]
         metrics: Any = targets.metrics
         labels, weight = targets.labels, targets.label_weights
-        of_boxes = metrics
+        of_boxes, before = metrics, dict(criterion.state)
         # As mmdet: divided by 1 + eps, and then by the sum, so that the digits are the same.
         criterion.add("loss_cls", rows.cls_scores, (labels, metrics), weight, 1.0)
         if initial is not False:
-            # One program serves all epochs: it computes both losses and selects one.
+            # One program serves all epochs: it computes both losses, and selects one and its state.
             criterion.add("initial_loss_cls", rows.cls_scores, labels, weight, 1.0)
+            for name, counts in (("loss_cls", ~initial), ("initial_loss_cls", initial)):
+                criterion.state[name] = jax.tree.map(
+                    functools.partial(jnp.where, counts), criterion.state[name], before[name]
+                )
             of_labels = criterion.losses.pop("initial_loss_cls")
             losses = criterion.losses
             losses["loss_cls"] = jnp.where(initial, of_labels, losses["loss_cls"])

@@ -1,7 +1,7 @@
 """The head of YOLOv8 in mmyolo's form, and the base of the heads that learn as it does."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -52,6 +52,8 @@ class TaskAlignedPointHead(DenseHead):
       loss_bbox: Loss of the boxes, which it gets as x1, y1, x2, y2 in strides.
       loss_dfl: Loss of the sides, which gets logits (M, reg_max) and distances (M,) in bins.
     """
+
+    ranks_levels_together: ClassVar[bool] = True
 
     strides: Annotated[tuple[int, ...], Range(1)] = (8, 16, 32)
     reg_max: Count = 16
