@@ -31,9 +31,9 @@ import jax
 import numpy as np
 
 from compiled.cases import CASES as OTHERS
+from compiled.heads import HEADS, shapes_of_batch
 from compiled.targets import TARGETS, Target, sharding_on
 from compiled.traffic import read_traffic
-from head_cost import HEADS, make_batch
 from peers import CASES
 from two_stage_cost import STEPS, steps
 from visdet_jax.detectors import build_head
@@ -79,8 +79,9 @@ def compile_for(function: Callable[..., Any], arguments: Any, sharding: Any) -> 
 
 
 def size(tree: Any) -> int:
-    """The bytes of all arrays of a tree."""
-    return sum(np.asarray(x).nbytes for x in jax.tree.leaves(tree))
+    """The bytes of all arrays, or shapes of arrays, of a tree."""
+    arrays = (x if hasattr(x, "dtype") else np.asarray(x) for x in jax.tree.leaves(tree))
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in arrays)
 
 
 def loss_rows(
@@ -123,7 +124,7 @@ def head_rows(sharding: Any, only: str, scale: float) -> Iterator[dict[str, floa
         if only not in name:
             continue
         head = build_head(**config)
-        arguments = make_batch(head, BATCH, scale, BOXES, np.random.default_rng(0))
+        arguments = shapes_of_batch(name, head, BATCH, scale, BOXES)
         step, targets = (functools.partial(function, head) for function in (_total, _targets))
         both = compile_for(jax.value_and_grad(step), arguments, sharding)
         assigned = compile_for(targets, arguments, sharding)
@@ -158,12 +159,12 @@ def two_stage_rows(sharding: Any, only: str, scale: float) -> Iterator[dict[str,
         }
 
 
-def _total(head: Any, outputs: Any, boxes: Any, labels: Any, shapes: Any) -> jax.Array:
-    return sum(head.loss(outputs, boxes, labels, shapes, shapes).values())
+def _total(head: Any, outputs: Any, truth: Any, keywords: dict[str, Any]) -> jax.Array:
+    return sum(head.loss(outputs, *truth, **keywords).values())
 
 
-def _targets(head: Any, outputs: Any, boxes: Any, labels: Any, shapes: Any) -> Any:
-    return head.targets(outputs, boxes, labels, shapes, shapes)
+def _targets(head: Any, outputs: Any, truth: Any, keywords: dict[str, Any]) -> Any:
+    return head.targets(outputs, *truth, **keywords)
 
 
 def format_table(rows: list[dict[str, float | str]], markdown: bool) -> str:
