@@ -144,14 +144,7 @@ def least_members(numbers: Callable[..., Any], inputs: Inputs, k: int) -> tuple[
       k: How many.
     """
 
-    def with_indices(among: slice, after: Any = None) -> Any:
-        values = numbers(among, after)
-        indices = jnp.arange(among.start, among.stop, dtype=jnp.int32)
-        # Keep the `where`, which changes no number that counts. On an explicit mesh what is picked
-        # from has to be spread over the devices as the values are.
-        return values, jnp.where(jnp.isnan(values), -1, indices)
-
-    (least,) = k_least(with_indices, inputs.all_priors(), k)
+    (least,) = k_least(lambda *which: (numbers(*which), None), inputs.all_priors(), k)
     return least.values, least.others
 
 

@@ -41,7 +41,13 @@ class Criterion:
         self.options = options or {}
 
     def add(
-        self, name: str, pred: Any, target: Any, weight: jax.Array | None, avg_factor: Number
+        self,
+        name: str,
+        pred: Any,
+        target: Any,
+        weight: jax.Array | None,
+        avg_factor: Number,
+        rows_each: int = 1,
     ) -> None:
         """Calls the loss of that name on arrays (B, N, ...), made arrays (B · N, ...).
 
@@ -57,6 +63,7 @@ class Criterion:
           target: An array (B, N, ...), or a tuple of them.
           weight: (B, N) or (B, N, ...). None counts all rows alike.
           avg_factor: What the sum over the whole batch is divided by.
+          rows_each: How many of the N rows a prior has, such as four for its sides.
         """
         loss, values = getattr(self.head, name), []
         options: dict[str, Any] = {"axis_name": self.axis_name}
@@ -64,10 +71,11 @@ class Criterion:
             options["reduction_override"] = "mean"
             avg_factor -= AVG_FACTOR_EPS  # The loss adds it again.
         avg_factor = avg_factor_of_device(avg_factor, self.axis_name)
+        levels = [slice(x.start * rows_each, x.stop * rows_each) for x in self.levels]
         if isinstance(pred, list):
-            preds, levels = pred, self.levels
+            preds = pred
         elif isinstance(loss, StatefulLoss):
-            preds, levels = [pred[:, level] for level in self.levels], self.levels
+            preds = [pred[:, level] for level in levels]
         else:
             preds, levels = [pred], [slice(None)]
         for part, level in zip(preds, levels, strict=True):
