@@ -59,6 +59,6 @@ def test_temperatures_below_1_raise():
 
 def test_memory():
     """A GPU moves 1.5 times as much where value and derivative have no exponentials in common."""
-    pred, loss = np.zeros((1_000, 80), np.float32), v.knowledge_distillation_kl_div_loss
+    pred, loss = np.zeros((50_000, 80), np.float32), v.knowledge_distillation_kl_div_loss
     assert temporary_bytes(loss, pred, pred) < 0.1 * pred.nbytes
     assert temporary_bytes(jax.value_and_grad(loss), pred, pred) < 3.5 * pred.nbytes
