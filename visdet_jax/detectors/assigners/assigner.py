@@ -21,9 +21,10 @@ IGNORED, DROPPED = -1, -2
 EPS = 1e-6  # the least area that an IoU is divided by, in pixels squared
 # On accelerators. More are fewer kernels, and take longer to compile.
 BOXES_IN_A_KERNEL = 10
-# On accelerators. With 3 XLA no longer computes the numbers inside the kernel: ATSS's head moves
-# 1.7 times as much on an H200, and its scratch memory is 12 times as large (jax 0.12.0.1).
-LEAST_IN_A_KERNEL = 2
+# On accelerators. Of numbers that are not kept, with 3 XLA no longer computes them inside the
+# kernel: ATSS's head moves 1.7 times as much on an H200, and its scratch memory is 12 times as
+# large (jax 0.12.0.1). Of those that are, each kernel reads all again: 3 are fewer kernels.
+LEAST_IN_A_KERNEL, LEAST_OF_KEPT_IN_A_KERNEL = 2, 3
 
 
 class Assignment(NamedTuple):
@@ -248,18 +249,21 @@ class Least(NamedTuple):
     last: Last
 
 
-def k_least(numbers: Callable[..., Any], groups: Sequence[slice], k: int) -> list[Least]:
+def k_least(
+    numbers: Callable[..., Any], groups: Sequence[slice], k: int, at_once: int = LEAST_IN_A_KERNEL
+) -> list[Least]:
     """The k least values of a box in each of several groups of priors, such as levels.
 
-    On a CPU `top_k` finds them. Elsewhere a reduction finds the `LEAST_IN_A_KERNEL` first ones and
-    computes the values on the way, and so on with those that are left: `top_k` would need the
-    values of all boxes and priors in memory, and sort.
+    On a CPU `top_k` finds them. Elsewhere a reduction finds the first ones and computes the values
+    on the way, and so on with those that are left: `top_k` would need the values of all boxes and
+    priors in memory, and sort.
 
     Args:
       numbers: See `Rules`; here the values (n,) and others (n,) that go with them. None for others
         stands for the indices.
       groups: Slices of the priors.
       k: How many; a group of n has min(k, n).
+      at_once: How many a reduction finds.
     """
     sizes = [group.stop - group.start for group in groups]
 
@@ -290,13 +294,13 @@ def k_least(numbers: Callable[..., Any], groups: Sequence[slice], k: int) -> lis
                 if before is not None:
                     done = Last(before.value[i], before.at[i]).includes(values, indices)
                     values = jnp.where(done, jnp.inf, values)
-                found.append(_first_least(values, indices, others))
+                found.append(_first_least(values, indices, others, at_once))
             firsts = [jnp.stack(x, axis=1) for x in zip(*found, strict=True)]  # (first, groups)
             return Last(firsts[0][-1], firsts[1][-1]), firsts
 
         largest = min(k, max(sizes))
         last, first = step(None)
-        _, after = jax.lax.scan(step, last, length=(largest - 1) // LEAST_IN_A_KERNEL, unroll=2)
+        _, after = jax.lax.scan(step, last, length=(largest - 1) // at_once, unroll=2)
         values, at, *others = (
             jnp.concatenate([x, y.reshape(-1, len(groups))])
             for x, y in zip(first, after, strict=True)
@@ -319,9 +323,9 @@ def _indices_of(group: slice) -> jax.Array:
 
 
 def _first_least(
-    values: jax.Array, indices: jax.Array, others: jax.Array | None
+    values: jax.Array, indices: jax.Array, others: jax.Array | None, at_once: int
 ) -> list[jax.Array]:
-    """The `LEAST_IN_A_KERNEL` least of some values (n,), the first of equal ones first.
+    """The `at_once` least of some values (n,), the first of equal ones first.
 
     Returns: these values, their indices, and what goes with them unless that is None.
     """
@@ -347,9 +351,8 @@ def _first_least(
             )
         return tuple(merged)
 
-    more = LEAST_IN_A_KERNEL - 1
-    padding = [jnp.full_like(x, n) for x, n in zip(arrays, none, strict=True)] * more
-    found = jax.lax.reduce((*arrays, *padding), (*none,) * (1 + more), merge, (0,))
+    padding = [jnp.full_like(x, n) for x, n in zip(arrays, none, strict=True)] * (at_once - 1)
+    found = jax.lax.reduce((*arrays, *padding), (*none,) * at_once, merge, (0,))
     return [jnp.stack(found[i::count]) for i in range(count)]
 
 

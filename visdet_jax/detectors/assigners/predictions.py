@@ -17,6 +17,7 @@ from visdet_jax.core.frozen import FrozenModule
 from visdet_jax.detectors.assigners.assigner import (
     DROPPED,
     EPS,
+    LEAST_OF_KEPT_IN_A_KERNEL,
     Assignment,
     Best,
     Rules,
@@ -144,7 +145,8 @@ def least_members(numbers: Callable[..., Any], inputs: Inputs, k: int) -> tuple[
       k: How many.
     """
 
-    (least,) = k_least(lambda *which: (numbers(*which), None), inputs.all_priors(), k)
+    given = (lambda *which: (numbers(*which), None), inputs.all_priors(), k)
+    (least,) = k_least(*given, at_once=LEAST_OF_KEPT_IN_A_KERNEL)
     return least.values, least.others
 
 
