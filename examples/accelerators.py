@@ -31,9 +31,9 @@ import jax
 import numpy as np
 
 from compiled.cases import CASES as OTHERS
+from compiled.heads import HEADS, shapes_of_batch
 from compiled.targets import TARGETS, Target, sharding_on
 from compiled.traffic import read_traffic
-from head_cost import HEADS, make_batch
 from peers import CASES
 from two_stage_cost import STEPS, steps
 from visdet_jax.detectors import build_head
@@ -79,8 +79,9 @@ def compile_for(function: Callable[..., Any], arguments: Any, sharding: Any) -> 
 
 
 def size(tree: Any) -> int:
-    """The bytes of all arrays of a tree."""
-    return sum(np.asarray(x).nbytes for x in jax.tree.leaves(tree))
+    """The bytes of all arrays, or shapes of arrays, of a tree."""
+    arrays = (x if hasattr(x, "dtype") else np.asarray(x) for x in jax.tree.leaves(tree))
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in arrays)
 
 
 def loss_rows(
@@ -123,19 +124,16 @@ def head_rows(sharding: Any, only: str, scale: float) -> Iterator[dict[str, floa
         if only not in name:
             continue
         head = build_head(**config)
-        arguments = make_batch(head, BATCH, scale, BOXES, np.random.default_rng(0))
-        step, targets = (functools.partial(function, head) for function in (_total, _targets))
-        both = compile_for(jax.value_and_grad(step), arguments, sharding)
-        assigned = compile_for(targets, arguments, sharding)
+        arguments = shapes_of_batch(name, head, BATCH, scale, BOXES)
+        both = compile_for(jax.value_and_grad(functools.partial(_total, head)), arguments, sharding)
         outputs = size(arguments[0])
         yield {
             "head": name,
+            "outputs MiB": outputs / 2**20,
             "moved": both.moved / (2 * outputs),
             "kernels": both.kernels,
             "scratch / outputs": both.scratch / outputs,
             "compile s": both.compile_seconds,
-            "targets move GB": assigned.moved / 1e9,
-            "targets scratch MiB": assigned.scratch / 2**20,
             "loops without count": both.loops_without_count,
         }
 
@@ -158,12 +156,17 @@ def two_stage_rows(sharding: Any, only: str, scale: float) -> Iterator[dict[str,
         }
 
 
-def _total(head: Any, outputs: Any, boxes: Any, labels: Any, shapes: Any) -> jax.Array:
-    return sum(head.loss(outputs, boxes, labels, shapes, shapes).values())
+def _total(head: Any, outputs: Any, truth: Any, keywords: dict[str, Any]) -> jax.Array:
+    return sum(head.loss(outputs, *truth, **keywords).values())
 
 
-def _targets(head: Any, outputs: Any, boxes: Any, labels: Any, shapes: Any) -> Any:
-    return head.targets(outputs, boxes, labels, shapes, shapes)
+def _collected(rows: Iterator[dict[str, float | str]]) -> list[dict[str, float | str]]:
+    """The rows. Each is told as soon as it is there, since all of them may take an hour."""
+    collected = []
+    for row in rows:
+        print("  ".join(map(str, row.values())), file=sys.stderr, flush=True)
+        collected.append(row)
+    return collected
 
 
 def format_table(rows: list[dict[str, float | str]], markdown: bool) -> str:
@@ -211,11 +214,11 @@ def main(argv: list[str] | None = None) -> dict[str, list[dict[str, float | str]
     print(f"{given.target}, jax {jax.__version__}", flush=True)
     tables = {}
     if not given.heads:
-        tables["losses"] = list(loss_rows(target, sharding, given.only, scale))
+        tables["losses"] = _collected(loss_rows(target, sharding, given.only, scale))
     if not given.losses:
         scale = 0.1 if given.quick else 1.0
-        tables["heads"] = list(head_rows(sharding, given.only, scale))
-        tables["two stages"] = list(two_stage_rows(sharding, given.only, scale))
+        tables["heads"] = _collected(head_rows(sharding, given.only, scale))
+        tables["two stages"] = _collected(two_stage_rows(sharding, given.only, scale))
     for rows in filter(None, tables.values()):
         print(format_table(rows, given.markdown), flush=True)
     return tables

@@ -2,8 +2,8 @@
 
 The text is XLA's optimised HLO. Each instruction of the entry computation is a kernel, or a few:
 it reads its operands from memory and writes its result. So the sum of their sizes is what the
-program moves. It is an upper bound where an instruction reads a part of an operand only (a gather,
-a slice, an update in place).
+program moves. Of an operand of which a kernel makes slices only, or picks elements, no more counts
+than what is made of it. It is an upper bound where an array is updated in place.
 """
 
 import math
@@ -31,6 +31,9 @@ FREE = {
     "iota",
     "opt-barrier",
 }
+
+# Instructions that read no more of their first operand than they give.
+PICKING = {"slice", "dynamic-slice", "gather"}
 
 _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{")
 _INSTRUCTION = re.compile(
@@ -111,12 +114,54 @@ def _traffic(name: str, computations: dict[str, list[str]]) -> Traffic:
         elif operation in ("copy-start", "slice-start"):
             total += Traffic(_prefetched(shape), 1)
         else:
-            operands = re.findall(r"%([\w.\-]+)", rest.split("), ")[0])
             moved = sizes[result]
             if not operation.endswith("-start"):  # The result of such a one has the operands in it.
-                moved += sum(sizes.get(operand, 0) for operand in operands)
+                parts = _parts_read(_called("calls", rest), computations)
+                for i, operand in enumerate(_operands(rest)):
+                    read = round(sizes.get(operand, 0) * parts.get(i, 1))
+                    moved += min(read, sizes[result]) if i == 0 and operation in PICKING else read
             total += Traffic(moved, 1)
     return total
+
+
+def _parts_read(name: str, computations: dict[str, list[str]]) -> dict[int, float]:
+    """Of each parameter of a fused computation the part, from 0 to 1, that its result needs.
+
+    Less than 1 is needed where only slices are, of it or of what is computed from it.
+    """
+    lines = computations.get(name, ())
+    found = [(line, match.groups()) for line in lines if (match := _INSTRUCTION.match(line))]
+    sizes = {result: _elements(shape) for _, (result, shape, _, _) in found}
+    needed = dict.fromkeys(sizes, 0.0)
+    parts: dict[int, float] = {}
+    for line, (result, _, operation, rest) in reversed(found):
+        size = max(sizes[result], 1)
+        is_root = line.lstrip().startswith("ROOT ")
+        need = size if is_root else min(needed[result], size)
+        if operation == "parameter":
+            parts[int(rest.split(")")[0])] = need / size
+            continue
+        for i, operand in enumerate(_operands(rest)):
+            if operand not in sizes:
+                continue
+            more = need
+            if operation == "tuple":
+                more = sizes[operand]
+            elif not (i == 0 and operation in PICKING):
+                more *= max(sizes[operand] / size, 1)  # Of what is broadcast no more than it has.
+            needed[operand] += more
+    return parts
+
+
+def _operands(rest: str) -> list[str]:
+    return re.findall(r"%([\w.\-]+)", rest.split("), ")[0])
+
+
+def _elements(shape: str) -> int:
+    """How many numbers an array has, or the arrays of a tuple."""
+    return sum(
+        math.prod(int(n) for n in sizes.split(",") if n) for _, sizes, _ in _ARRAY.findall(shape)
+    )
 
 
 def _prefetched(shape: str) -> int:

@@ -24,6 +24,24 @@ def test_the_mean_of_a_distribution():
     np.testing.assert_allclose(integral(np.zeros((2, 3, 5), np.float32)), np.full((2, 3), 2.0))
 
 
+def test_the_derivative_of_the_mean():
+    logits = jnp.asarray(np.random.default_rng(0).normal(0, 3, (5, 2, 7)), jnp.float32)
+    weight = jnp.arange(10.0).reshape(5, 2)
+
+    def plain(x):
+        return (jax.nn.softmax(x, axis=-1) * jnp.arange(7.0)[None, None]).sum(-1)
+
+    expected, found = (
+        jax.grad(lambda x, f=f: (weight * f(x)).sum())(logits) for f in (plain, integral)
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    second, found = (
+        jax.grad(lambda x, f=f: jnp.sin(jax.grad(lambda x: f(x).sum())(x)).sum())(logits)
+        for f in (plain, integral)
+    )
+    np.testing.assert_allclose(found, second, rtol=1e-4, atol=1e-5)
+
+
 def test_the_mean_is_a_sum():
     """Accelerators round a product of matrices to bfloat16 or TF32."""
     assert "dot_general" not in str(jax.make_jaxpr(integral)(jnp.zeros((2, 9))))

@@ -5,10 +5,12 @@ import jax.numpy as jnp
 
 from visdet_jax.boxes._pairs import box_columns
 from visdet_jax.boxes.formats import clip_to_image
+from visdet_jax.core.closed_form import closed_form
 from visdet_jax.core.dtypes import as_dtype, compute_dtype
 from visdet_jax.core.elementary import clamp, divide
 from visdet_jax.core.hyperparameters import NonNegative, Positive
 from visdet_jax.core.jitted import jitted
+from visdet_jax.core.softmax import exponentials, softmax
 
 
 @jitted
@@ -72,10 +74,25 @@ def integral(pred: jax.Array) -> jax.Array:
     Returns: (...), in bins.
     Source: Li et al. 2020, https://arxiv.org/abs/2006.04388
     """
-    dtype = compute_dtype(pred=pred)
+    mean: jax.Array = _integral(None, pred.astype(compute_dtype(pred=pred)))
+    return mean
+
+
+def _mean_of_bins(pred: jax.Array) -> jax.Array:
     # Keep this a sum. Accelerators round a product of matrices to bfloat16 or TF32.
-    bins = jax.lax.broadcasted_iota(dtype, pred.shape, pred.ndim - 1)
-    return (jax.nn.softmax(pred.astype(dtype), axis=-1) * bins).sum(-1)
+    _, e, total = exponentials(pred, -1)
+    return (e * _bins(pred)).sum(-1) / total.squeeze(-1)
+
+
+def _mean_of_bins_derivative(pred: jax.Array) -> jax.Array:
+    return softmax(pred, -1) * (_bins(pred) - _mean_of_bins(pred)[..., None])
+
+
+def _bins(pred: jax.Array) -> jax.Array:
+    return jax.lax.broadcasted_iota(pred.dtype, pred.shape, pred.ndim - 1)
+
+
+_integral = closed_form(_mean_of_bins, _mean_of_bins_derivative, axis=-1)
 
 
 @jitted

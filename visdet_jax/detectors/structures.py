@@ -148,6 +148,7 @@ class Rows(NamedTuple):
     # and one array of all levels would be a copy of it.
     cls_scores: list[jax.Array]
     bbox_preds: jax.Array  # (B, N, 4) or (B, N, 4 · (reg_max + 1))
+    bbox_levels: list[jax.Array]  # The same of each level, for logits of bins, which are large.
     priors: jax.Array  # Anchors (1, N, 4) or points (1, N, 2), in pixels.
     strides: jax.Array  # (1, N), in pixels.
     targets: HeadTargets

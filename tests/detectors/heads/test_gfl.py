@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 
 from head_cases import ANCHORS, CLASSES, ROWS, batch_for, compiled
+from programs import compiled as program_of
 from visdet_jax.boxes import bbox_overlaps
+from visdet_jax.detectors.heads.gfl import distances_of_levels
+from visdet_jax.losses.boxes.distribution_focal import distribution_focal_loss
 
 ROW = ROWS["GFLHead"]
 
@@ -77,3 +80,16 @@ def test_qualities_and_certainties_have_no_gradient():
 def test_fields_that_mean_nothing(changes, message):
     with pytest.raises(ValueError, match=re.escape(f"GFLHead: {message}")):
         ROW.head(**changes)
+
+
+def test_the_mean_and_the_loss_of_the_sides_share_their_exponentials():
+    """Computed apart, the losses take 1.7 times as long on a CPU."""
+    maps, bins = np.zeros((2, 500, 4 * 17), np.float32), np.ones((2 * 500 * 4,), np.float32)
+
+    def total(maps):
+        (logits,), distances = distances_of_levels([maps], 17)
+        sides = distribution_focal_loss(logits.reshape(-1, 17), bins)
+        return sides + distances.sum()
+
+    program = program_of(jax.value_and_grad(total), maps).as_text()
+    assert program.count(" exponential(") == 1

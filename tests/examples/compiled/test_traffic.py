@@ -52,6 +52,38 @@ def test_a_kernel_reads_its_operands_and_writes_its_result():
     assert read_traffic(FUSION) == Traffic(bytes=read + vector + written, kernels=1)
 
 
+SLICES = """
+%fused (p0: f32[100,64], p1: f32[64], p2: f32[100,64], i: s32[]) -> (f32[1,64], f32[1,64]) {
+  %p0 = f32[100,64]{1,0} parameter(0)
+  %p1 = f32[64]{0} parameter(1)
+  %p2 = f32[100,64]{1,0} parameter(2)
+  %i = s32[] parameter(3)
+  %zero = s32[] constant(0)
+  %d = f32[1,64]{1,0} dynamic-slice(%p0, %i, %zero), dynamic_slice_sizes={1,64}
+  %b = f32[100,64]{1,0} broadcast(%p1), dimensions={1}
+  %a = f32[100,64]{1,0} add(%p2, %b)
+  %s = f32[1,64]{1,0} slice(%a), slice={[3:4], [0:64]}
+  ROOT %t = (f32[1,64]{1,0}, f32[1,64]{1,0}) tuple(%d, %s)
+}
+
+ENTRY %main (x: f32[100,64], y: f32[64], z: f32[100,64], i: s32[]) -> (f32[1,64], f32[1,64]) {
+  %x = f32[100,64]{1,0} parameter(0)
+  %y = f32[64]{0} parameter(1)
+  %z = f32[100,64]{1,0} parameter(2)
+  %i = s32[] parameter(3)
+  ROOT %f = (f32[1,64]{1,0}, f32[1,64]{1,0}) fusion(%x, %y, %z, %i), kind=kLoop, calls=%fused
+}
+"""
+
+
+def test_of_an_operand_the_slices_count_that_are_read():
+    row = 64 * 4
+    index = 4
+    assert read_traffic(SLICES) == Traffic(bytes=5 * row + index, kernels=1)
+    whole = SLICES.replace("tuple(%d, %s)", "tuple(%d, %a)")
+    assert read_traffic(whole).bytes - read_traffic(SLICES).bytes == 99 * row
+
+
 def test_a_loop_counts_times_its_trips():
     text = LOOP.replace("TRIPS", 'backend_config={"known_trip_count":{"n":"100"}}')
     assert read_traffic(text) == Traffic(bytes=100 * 2 * 64 * 4, kernels=100)

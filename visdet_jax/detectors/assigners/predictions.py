@@ -17,6 +17,7 @@ from visdet_jax.core.frozen import FrozenModule
 from visdet_jax.detectors.assigners.assigner import (
     DROPPED,
     EPS,
+    LEAST_OF_KEPT_IN_A_KERNEL,
     Assignment,
     Best,
     Rules,
@@ -144,14 +145,8 @@ def least_members(numbers: Callable[..., Any], inputs: Inputs, k: int) -> tuple[
       k: How many.
     """
 
-    def with_indices(among: slice, after: Any = None) -> Any:
-        values = numbers(among, after)
-        indices = jnp.arange(among.start, among.stop, dtype=jnp.int32)
-        # Keep the `where`, which changes no number that counts. On an explicit mesh what is picked
-        # from has to be spread over the devices as the values are.
-        return values, jnp.where(jnp.isnan(values), -1, indices)
-
-    (least,) = k_least(with_indices, inputs.all_priors(), k)
+    given = (lambda *which: (numbers(*which), None), inputs.all_priors(), k)
+    (least,) = k_least(*given, at_once=LEAST_OF_KEPT_IN_A_KERNEL)
     return least.values, least.others
 
 

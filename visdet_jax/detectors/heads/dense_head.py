@@ -121,6 +121,7 @@ class DenseHead(Head):
         }
         rows = Rows(
             cls_scores=maps["cls_scores"],
+            bbox_levels=maps["bbox_preds"],
             priors=jnp.asarray(grid.priors[None]),
             strides=jnp.asarray(grid.strides[None]),
             targets=targets,

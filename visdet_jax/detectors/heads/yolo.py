@@ -73,8 +73,10 @@ class YOLOHead(TaskAlignedPointHead):
             examples["loss_l1"] = examples["loss_bbox"]
         return examples
 
-    def distances(self, bbox_preds: jax.Array) -> jax.Array:
-        return bbox_preds if self.reg_max == 1 else super().distances(bbox_preds)
+    def distances(self, bbox_preds: list[jax.Array]) -> jax.Array:
+        if self.reg_max == 1:
+            return jnp.concatenate(bbox_preds, axis=1)
+        return super().distances(bbox_preds)
 
     def add_loss_of_sides(self, criterion: Criterion, rows: Rows, total: jax.Array) -> None:
         count = 4 * total - AVG_FACTOR_EPS  # The loss adds it again.

@@ -17,7 +17,7 @@ from visdet_jax.detectors.coders import DistancePointBBoxCoder
 from visdet_jax.detectors.heads._mmyolo import NUM_CLASSES, from_mmyolo, without_points
 from visdet_jax.detectors.heads.criterion import Criterion
 from visdet_jax.detectors.heads.dense_head import DenseHead
-from visdet_jax.detectors.heads.gfl import distances_of_bins
+from visdet_jax.detectors.heads.gfl import add_loss_of_bins, distances_of_levels
 from visdet_jax.detectors.postprocessing import NMS, TestConfig
 from visdet_jax.detectors.priors import Grid, MlvlPointGenerator, Sizes
 from visdet_jax.detectors.registry import HEADS
@@ -90,11 +90,11 @@ class TaskAlignedPointHead(DenseHead):
 
     def assign(self, grid: Grid, image: Image) -> HeadTargets:
         points, strides = jnp.asarray(grid.priors), jnp.asarray(grid.strides)
-        pred = jnp.concatenate(image.outputs["bbox_preds"])
+        distances = self.distances([x[None] for x in image.outputs["bbox_preds"]])[0]
         found = self.assigner.assign_predictions(
             points,
             strides,
-            self.boxes(grid, pred[None], None)[0],
+            self.bbox_coder.decode(points, distances * grid.strides[:, None]),
             [jax.nn.sigmoid(x.astype(points.dtype)) for x in image.outputs["cls_scores"]],
             image.gt_boxes,
             image.gt_labels,
@@ -107,8 +107,11 @@ class TaskAlignedPointHead(DenseHead):
         scores: Any = targets.metrics
         points = rows.priors / rows.strides[..., None]
         # Before two losses read them: half floats would add up two rounded gradients.
-        rows = rows._replace(bbox_preds=rows.bbox_preds.astype(points.dtype))
-        pred = self.bbox_coder.decode(points, self.distances(rows.bbox_preds))
+        rows = rows._replace(
+            bbox_preds=rows.bbox_preds.astype(points.dtype),
+            bbox_levels=[x.astype(points.dtype) for x in rows.bbox_levels],
+        )
+        pred = self.bbox_coder.decode(points, self.distances(rows.bbox_levels))
         total = criterion.total(scores.sum())
         classes = places_along(self.num_classes, 3, 2, targets.labels.dtype)
         learnt = jnp.where(targets.labels[..., None] + 1 == classes, scores[..., None], 0)
@@ -126,26 +129,19 @@ class TaskAlignedPointHead(DenseHead):
 
     def add_loss_of_bins(self, criterion: Criterion, rows: Rows, avg_factor: jax.Array) -> None:
         """Adds `loss_dfl` of all sides, with targets clipped to [0, reg_max - 1.01]."""
-        targets, scores = rows.targets, rows.targets.metrics
-        logits, _ = distances_of_bins(rows.bbox_preds, self.reg_max)
+        targets = rows.targets
+        scores: Any = targets.metrics
+        logits, _ = distances_of_levels(rows.bbox_levels, self.reg_max)
         points = rows.priors / rows.strides[..., None]
         bins = self.bbox_coder.encode(points, targets.bbox_targets, self.reg_max - 1, 0.01)
-        batch, count, sides = bins.shape
-        weight = jnp.broadcast_to(scores[..., None], bins.shape)  # type: ignore[index]
-        criterion.add(
-            "loss_dfl",
-            logits.reshape(batch, count * sides, self.reg_max),
-            bins.reshape(batch, count * sides),
-            weight.reshape(batch, count * sides),
-            avg_factor,
-        )
+        add_loss_of_bins(criterion, logits, bins, scores, avg_factor)
 
-    def distances(self, bbox_preds: jax.Array) -> jax.Array:
-        """The distances (B, n, 4) in strides that were predicted."""
-        return distances_of_bins(bbox_preds, self.reg_max)[1]
+    def distances(self, bbox_preds: list[jax.Array]) -> jax.Array:
+        """The distances (B, N, 4) in strides that were predicted, from what each level gave."""
+        return distances_of_levels(bbox_preds, self.reg_max)[1]
 
     def boxes(self, grid: Grid, bbox_preds: jax.Array, image_shapes: Any) -> jax.Array:
-        distances = self.distances(bbox_preds) * grid.strides[None, :, None]
+        distances = self.distances([bbox_preds]) * grid.strides[None, :, None]
         return self.bbox_coder.decode(jnp.asarray(grid.priors[None]), distances, image_shapes)
 
 

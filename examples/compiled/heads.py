@@ -1,0 +1,81 @@
+"""The heads of one stage whose programs are read, and the shapes of a batch for each of them."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from visdet_jax import configs
+from visdet_jax.detectors import DETRHead, DETROutputs, HeadOutputs
+
+# height, width in pixels: for strides 8 to 128, and for 8 to 32.
+COCO, SQUARE = (800, 1333), (640, 640)
+DECODER_LAYERS = 6
+
+_CLASSES = {"num_classes": 80}
+_ANCHORS = configs.ATSS_HEAD["bbox_head"]["anchor_generator"]
+
+
+def _head(kind: str, assigner: str | None = None, **settings: Any) -> dict[str, Any]:
+    """A config of a head with the losses that mmdet's configs give it, which are its defaults."""
+    config: dict[str, Any] = {"bbox_head": {"type": kind, **_CLASSES, **settings}}
+    return config | ({"train_cfg": {"assigner": {"type": assigner}}} if assigner else {})
+
+
+HEADS = {
+    "RetinaNet": configs.RETINANET_HEAD,
+    "FCOS": configs.FCOS_HEAD,
+    "ATSS": configs.ATSS_HEAD,
+    "GFL": configs.GFL_HEAD,
+    "VFNet": _head("VFNetHead"),
+    # In its second phase, by predictions.
+    "TOOD": {
+        "bbox_head": {"type": "TOODHead", **_CLASSES, "anchor_generator": _ANCHORS},
+        "train_cfg": {"assigner": {"type": "TaskAlignedAssigner"}, "initial_epoch": 0},
+    },
+    "YOLOX": _head("YOLOXHead"),
+    "RTMDet": _head("RTMDetHead"),
+    "RTMDet of mmyolo": _head("YOLORTMDetHead", "BatchDynamicSoftLabelAssigner"),
+    "RTMDet-Ins": _head("RTMDetInsHead"),
+    "YOLOv8 of mmyolo": _head("YOLOv8Head", "BatchTaskAlignedAssigner"),
+    "YOLOv8": _head("YOLOHead"),
+    "DETR, 100 queries": configs.DETR_HEAD,
+    "Deformable DETR, 300 queries": configs.DEFORMABLE_DETR_HEAD,
+}
+
+
+def shapes_of_batch(
+    name: str, head: Any, batch: int, scale: float, boxes: int
+) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    """Outputs of a head, ground truth, and keywords of its loss, as shapes without values.
+
+    Args:
+      name: By which HEADS has it.
+      head: It, built.
+      batch: Number of images.
+      scale: Multiplies the sides of the images.
+      boxes: Rows of ground truth for each image.
+    """
+
+    def floats(*shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, np.float32)
+
+    labels = jax.ShapeDtypeStruct((batch, boxes), np.int32)
+    sides = jax.ShapeDtypeStruct((batch, 2), np.int32)
+    truth = (floats(batch, boxes, 4), labels, sides)
+    if isinstance(head, DETRHead):
+        rows = (DECODER_LAYERS, batch, int(name.split()[-2]))
+        outputs = DETROutputs(floats(*rows, head.channels["cls_scores"]), floats(*rows, 4))
+        return outputs, truth, {}
+    shape = COCO if len(head.strides) == len(configs.FCOS_HEAD["bbox_head"]["strides"]) else SQUARE
+    sizes = [[-(-round(side * scale) // stride) for side in shape] for stride in head.strides]
+    maps = {
+        key: tuple(floats(batch, *size, head.num_base_priors * channels) for size in sizes)
+        for key, channels in head.channels.items()
+    }
+    keywords: dict[str, Any] = {}
+    if "mask_feats" in head.other_outputs:
+        maps["mask_feats"] = floats(batch, *sizes[0], head.num_prototypes)
+        covered = (size * head.strides[0] for size in sizes[0])
+        keywords["gt_masks"] = jax.ShapeDtypeStruct((batch, boxes, *covered), np.bool_)
+    return HeadOutputs(**maps), (*truth, sides), keywords
