@@ -155,6 +155,7 @@ def test_inverted_and_huge_regions_are_finite():
     assert not roi_align(features, rois[:1], output_size=3).any()
 
 
+@pytest.mark.long
 def test_leading_axes_and_chunks_and_jit():
     features = random_features(2, 3, 9, 8, 2)
     rois = np.tile(ROIS / 8, (2, 3, 1, 1)) + np.arange(6, dtype=np.float32).reshape(2, 3, 1, 1) / 2

@@ -337,6 +337,7 @@ def test_explicitly_sharded_rows_are_accepted(name, row):
         assert gradient.shape == call.pred.shape
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(("name", "row"), few(ONE_EACH_WITH_BARE))
 def test_explicitly_sharded_rows_give_the_same_numbers(name, row):
     call, avg_factor = Call(name, row), None if row.is_bare else 3.0
@@ -386,6 +387,7 @@ def test_a_class_is_its_fields(name, row):
         loss.reduction = "sum"
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(("name", "row"), few(ONE_EACH))
 def test_equal_losses_share_one_trace(name, row):
     call = Call(name, row)

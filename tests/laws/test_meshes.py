@@ -124,6 +124,7 @@ class TestNormalisers:
 
         return value, jax.grad(value)(parameters)
 
+    @pytest.mark.one_in(4)
     @pytest.mark.parametrize("check_vma", [False, True])
     @pytest.mark.parametrize("row", TABLE, ids=" ".join)
     def test_row(self, row, check_vma):

@@ -236,6 +236,7 @@ def two_steps(update, state, pred, target, weight):
     return jax.value_and_grad(total, has_aux=True)(pred)
 
 
+@pytest.mark.long
 @every_state
 def test_shard_map_merges_by_axis_name(loss, row):
     mesh = jax.make_mesh((DEVICES,), ("data",), axis_types=(AxisType.Auto,))

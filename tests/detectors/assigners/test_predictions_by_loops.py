@@ -186,6 +186,7 @@ def test_task_aligned():
         np.testing.assert_allclose(found.metrics, metrics, rtol=1e-3, atol=1e-7)
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("topk2", [None, 1, 3])
 @pytest.mark.parametrize("min_side", [0.0, 16.0])
 def test_yolo_task_aligned(topk2, min_side):

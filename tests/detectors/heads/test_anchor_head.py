@@ -75,6 +75,7 @@ def test_image_shapes_are_the_finest_maps_unless_given():
     assert (given.gt_inds == -2).any()
 
 
+@pytest.mark.long
 def test_label_weights_of_positives():
     row = ROWS["ATSSHead"]
     batch = batch_for(row.head(), (1, 0))

@@ -248,6 +248,7 @@ def test_export_with_any_number_of_images():
 # Errors.
 
 
+@pytest.mark.long
 def test_checked():
     head = head_of("DeformableDETRHead")
     outputs, boxes, labels, shapes = batch_for(head)

@@ -22,6 +22,7 @@ def without(name):
     return ("loss_mask",) if name == KERNELS_OF_OTHERS else ()
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("name", few(ALL, SHORT))
 def test_float64(name, x64):
     replay(name, np.float64, "nan", without(name))

@@ -16,6 +16,7 @@ def test_all_files_are_here():
     assert {kind: len(CASES[kind]) for kind in COUNTS} == COUNTS
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", few(ALL, SHORT))
 def test_float64(name, x64):
     replay(name, np.float64, "nan")

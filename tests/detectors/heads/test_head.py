@@ -107,6 +107,7 @@ BATCHES = {
 }
 
 
+@pytest.mark.one_in(2)
 @every_head
 def test_one_compilation_for_all_ground_truth(name):
     """Finite value and gradient, and a box loss above 0 just where there is a box to learn."""
@@ -311,6 +312,7 @@ def test_vmap_over_a_hyperparameter(name):
         np.testing.assert_allclose(value[1], factor * alone[key], rtol=1e-5)
 
 
+@pytest.mark.one_in(2)
 @every_head
 def test_vmap_over_batches_is_the_loop(name):
     head = EVERY_ROW[name].head()
@@ -336,6 +338,7 @@ def test_a_head_is_frozen_hashable_and_without_leaves(name):
         head.num_classes = 4
 
 
+@pytest.mark.one_in(2)
 @every_head
 def test_equal_heads_share_one_trace_and_live_in_modules(name):
     batch = batch_for(EVERY_ROW[name].head())

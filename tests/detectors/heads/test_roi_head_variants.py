@@ -37,6 +37,7 @@ def batch():
     return Proposals(proposals, np.ones((2, 12), bool)), proposals[:, :2] + 1, labels, outputs
 
 
+@pytest.mark.one_in(2)
 @every_variant
 def test_the_losses_are_the_standard_heads(name):
     proposals, boxes, labels, outputs = batch()

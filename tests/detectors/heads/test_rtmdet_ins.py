@@ -87,6 +87,7 @@ def test_both_names_are_one_loss():
     chex.assert_trees_all_equal(head.loss(outputs, *truth, gt_masks=bitmaps), expected)
 
 
+@pytest.mark.long
 def test_one_compilation_for_all_ground_truth():
     head = head_with()
     outputs = outputs_for(head)
@@ -147,6 +148,7 @@ def test_chunks_change_nothing(monkeypatch):
     jax.clear_caches()
 
 
+@pytest.mark.long
 def test_activations_of_all_masks_are_never_there_at_once():
     head = head_with(dyconv_channels=8, max_masks=256)
     sizes = ((16, 24), (8, 12))

@@ -51,6 +51,7 @@ def test_losses_of_logits(name, loss):
         ROWS["TOODHead"].head(**{name: {"type": loss}})
 
 
+@pytest.mark.long
 def test_checked(head):
     outputs, *truth = batch_for(head)
     checked(head).loss(outputs, *truth, epoch=0)

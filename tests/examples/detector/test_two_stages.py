@@ -40,6 +40,7 @@ def test_a_cell_becomes_four_pixels_of_the_mask():
     assert np.ptp(pixels, axis=(0, 2)).max() < 1e-5
 
 
+@pytest.mark.long
 def test_the_mask_of_a_detection_is_that_of_its_class(monkeypatch):
     """Class 1 is predicted everywhere, with a mask on the right half; others have the left one."""
     both = heads.make_heads(read_model("mask_rcnn", {}), 3, [8])

@@ -13,6 +13,7 @@ PLAIN = {
 }
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("mode", PLAIN)
 def test_alpha_1_is_the_plain_loss(mode):
     loss, config = PLAIN[mode]

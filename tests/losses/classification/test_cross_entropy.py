@@ -69,6 +69,7 @@ OPTIONS = {
 }
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("name", OPTIONS)
 def test_derivatives_by_pred_and_by_the_options(name, x64):
     assert_derivatives_by_pred_and_options(v.CrossEntropyLoss, PRED, *OPTIONS[name])

@@ -206,6 +206,7 @@ def test_the_elements_of_all_bins_are_counted_in_one_pass(name):
     assert temporary_bytes(jax.value_and_grad(loss), pred, target) < 8 * pred.nbytes
 
 
+@pytest.mark.long
 def test_the_stored_index_of_the_bins_is_small():
     """Of 32 bits it would be half of what a GPU moves for the loss."""
     length, valid = jnp.linspace(0, 1, 7), jnp.ones(7, bool)

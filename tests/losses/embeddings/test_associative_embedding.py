@@ -117,6 +117,7 @@ def test_errors():
     assert jnp.isfinite(loss(FIRST[2:], SECOND[2:], [MATCH[2]])[0])
 
 
+@pytest.mark.long
 def test_cells_of_every_integer_type():
     """int8 holds the cells of a 100 × 100 map, but not their places in it."""
     first, second = RNG.normal(size=(2, 1, 1, 100, 100)).astype(np.float32)
