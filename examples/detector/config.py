@@ -11,8 +11,11 @@ import yaml
 RUNS = Path("runs")
 CONFIGS = Path(__file__).parents[1] / "configs"
 # The first is the default.
-DETECTORS = ("fcos", "retinanet", "atss", "gfl", "detr", "faster_rcnn", "mask_rcnn")
-WITH_MASKS = ("mask_rcnn",)  # These train on the digits only, the data that have masks.
+DETECTORS = (
+    *("fcos", "retinanet", "atss", "gfl", "detr", "faster_rcnn", "mask_rcnn"),
+    *("rtmdet", "rtmdet_ins", "yolov8"),
+)
+WITH_MASKS = ("mask_rcnn", "rtmdet_ins")  # These train on the digits only, which have masks.
 COCO_PATHS = ("train_images", "train_json", "val_images", "val_json")
 PRESETS = {
     "trees": {"steps": 800, "batch_size": 4, "image_size": 224, "max_boxes": 100},
