@@ -95,8 +95,8 @@ class Pyramid(nnx.Module):
 class Towers(nnx.Module):
     """The outputs of a head at every cell: a convolution for each, which all levels share.
 
-    FCOS and RTMDet get distances that are positive, in pixels or in strides. The other heads take
-    any numbers.
+    FCOS needs distances that are positive, in pixels or in strides, and RTMDet distances in pixels.
+    The other heads take any numbers.
     """
 
     def __init__(self, channels: int, head: DenseHead, *, rngs: nnx.Rngs) -> None:
@@ -117,7 +117,9 @@ class Towers(nnx.Module):
         self.masks = (
             MaskTowers(channels, head, rngs=rngs) if isinstance(head, RTMDetInsHead) else None
         )
-        self.units = None
+        # RTMDet's distances may be negative, as those of its small models in mmdet: with exp_on_reg
+        # they are positive, and after 600 steps on the digits looser.
+        self.positive, self.units = isinstance(head, FCOSHead), None
         if isinstance(head, FCOSHead | RTMDetHead):
             in_strides = isinstance(head, FCOSHead) and head.norm_on_bbox
             self.units = (1,) * len(head.strides) if in_strides else head.strides
@@ -125,8 +127,10 @@ class Towers(nnx.Module):
     def __call__(self, levels: list[jax.Array]) -> HeadOutputs:
         towers = [self.box_tower(x) for x in levels]
         boxes = [self.scale[i] * self.boxes(x) for i, x in enumerate(towers)]
+        if self.positive:
+            boxes = [jnp.exp(x) for x in boxes]
         if self.units is not None:
-            boxes = [unit * jnp.exp(x) for unit, x in zip(self.units, boxes, strict=True)]
+            boxes = [unit * x for unit, x in zip(self.units, boxes, strict=True)]
         outputs = HeadOutputs(
             cls_scores=[self.classes(self.class_tower(x)) for x in levels],
             bbox_preds=boxes,

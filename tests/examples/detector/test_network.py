@@ -72,11 +72,12 @@ def test_losses_and_detections_of_points(detector):
 
 
 def test_rtmdet_distances_are_in_pixels():
-    """A network whose last convolution is 0 predicts a side of one stride: exp(0)."""
+    """What the last convolution gives is in strides, and may be negative."""
     head = heads.make_heads(read_model("rtmdet", {}), 3, [4, 8])["bbox_head"]
     towers = network.Towers(8, head, rngs=nnx.Rngs(0))
     towers.boxes.kernel[...] = np.zeros(towers.boxes.kernel.shape, "f4")
+    towers.boxes.bias[...] = np.array([1, 2, -0.5, 3], "f4")
     outputs = towers([np.ones((1, side, side, 8), "f4") for side in (4, 2)])
     for stride, boxes in zip(head.strides, outputs.bbox_preds, strict=True):
-        np.testing.assert_array_equal(boxes, np.full(boxes.shape, stride, "f4"))
-    assert head.decode(outputs).boxes[0, 0].tolist() == [-4, -4, 4, 4]
+        assert boxes[0, 0, 0].tolist() == [stride, 2 * stride, -0.5 * stride, 3 * stride]
+    assert head.decode(outputs).boxes[0, 0].tolist() == [-4, -8, -2, 12]
