@@ -11,7 +11,7 @@ model = dict(
         loss_bbox=dict(type="GIoULoss", loss_weight=2.0),
     ),
     train_cfg=dict(
-        assigner=dict(type="DynamicSoftLabelAssigner", topk=13),
+        assigner=dict(type="DynamicSoftLabelAssigner", topk=5),
         allowed_border=-1,
         pos_weight=-1,
         debug=False,

@@ -8,12 +8,12 @@ model = dict(
         anchor_generator=dict(type="MlvlPointGenerator", offset=0, strides=[4, 8]),
         bbox_coder=dict(type="DistancePointBBoxCoder"),
         loss_cls=dict(type="QualityFocalLoss", use_sigmoid=True, beta=2.0, loss_weight=1.0),
-        loss_bbox=dict(type="GIoULoss", loss_weight=2.0),
+        loss_bbox=dict(type="GIoULoss", loss_weight=5.0),
         loss_mask=dict(type="DiceLoss", loss_weight=2.0, eps=5e-6, reduction="mean"),
-        max_masks=80,  # The most positives of an image: 13 of each of 6 boxes.
+        max_masks=32,  # The most positives of an image: 5 of each of 6 boxes.
     ),
     train_cfg=dict(
-        assigner=dict(type="DynamicSoftLabelAssigner", topk=13),
+        assigner=dict(type="DynamicSoftLabelAssigner", topk=5),
         allowed_border=-1,
         pos_weight=-1,
         debug=False,

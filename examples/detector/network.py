@@ -117,8 +117,8 @@ class Towers(nnx.Module):
         self.masks = (
             MaskTowers(channels, head, rngs=rngs) if isinstance(head, RTMDetInsHead) else None
         )
-        # RTMDet's distances may be negative, as those of its small models in mmdet: with exp_on_reg
-        # they are positive, and after 600 steps on the digits looser.
+        # RTMDet's distances may be negative, as those of its small models in mmdet, which have no
+        # exp_on_reg.
         self.positive, self.units = isinstance(head, FCOSHead), None
         if isinstance(head, FCOSHead | RTMDetHead):
             in_strides = isinstance(head, FCOSHead) and head.norm_on_bbox

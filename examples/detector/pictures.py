@@ -67,9 +67,9 @@ def draw_totals(path: Path, histories: dict[str, dict[str, list[float]]]) -> Non
     styles = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), "-", "--", "-", "-", "-")
     lines = itertools.cycle(zip(colors, styles, strict=True))
     for (name, history), (color, dashes) in zip(histories.items(), lines, strict=False):
-        width, ends, mean = _running_mean(np.sum(list(history.values()), axis=0))
+        _, ends, mean = _running_mean(np.sum(list(history.values()), axis=0))
         panel.plot(ends, mean, linestyle=dashes, color=color, linewidth=2.5, label=name)
-    panel.set(xlabel="step", ylabel=f"sum of the losses, mean of {width} steps", yscale="log")
+    panel.set(xlabel="step", ylabel="sum of the losses, mean of 5 % of the steps", yscale="log")
     panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     panel.yaxis.set_major_formatter("{x:g}")
     panel.yaxis.set_minor_formatter("")

@@ -91,8 +91,11 @@ def test_each_detector_trains(all_runs, detector, names):
     # At first all positives of a second stage are ground truths, whose boxes are right already:
     # its box loss rises with the proposals.
     falling = "loss_rpn_bbox" if "loss_rpn_bbox" in losses else "loss_bbox"
-    assert losses[falling][-1] < losses[falling][0]
-    if detector != "gfl":  # The targets of GFL's class loss are IoUs: it rises with them.
+    # RTMDet's boxes fall behind at first: the assigner drops those it began with.
+    before = max(losses[falling]) if detector == "rtmdet" else losses[falling][0]
+    assert losses[falling][-1] < before
+    # The targets of these class losses are IoUs: they rise with them.
+    if detector not in ("gfl", "rtmdet", "rtmdet_ins"):
         assert losses["loss_cls"][-1] < losses["loss_cls"][0]
 
 
