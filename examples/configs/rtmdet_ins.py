@@ -10,6 +10,7 @@ model = dict(
         loss_cls=dict(type="QualityFocalLoss", use_sigmoid=True, beta=2.0, loss_weight=1.0),
         loss_bbox=dict(type="GIoULoss", loss_weight=5.0),
         loss_mask=dict(type="DiceLoss", loss_weight=2.0, eps=5e-6, reduction="mean"),
+        mask_loss_stride=1,  # Half a pixel, which coarser ones are off by, counts for thin strokes.
         max_masks=32,  # The most positives of an image: 5 of each of 6 boxes.
     ),
     train_cfg=dict(
