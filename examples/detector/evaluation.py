@@ -69,7 +69,8 @@ def average_precision(
         truth = COCO()
         truth.dataset = validation.ground_truth
         truth.createIndex()
-        coco_eval = COCOeval(truth, truth.loadRes(results), of)
+        # Keep the copies: loadRes adds the corners of the boxes to its rows as "segmentation".
+        coco_eval = COCOeval(truth, truth.loadRes([dict(row) for row in results]), of)
         coco_eval.params.maxDets = [validation.max_detections]
         coco_eval.evaluate()
         coco_eval.accumulate()

@@ -7,7 +7,13 @@ from typing import Any
 
 import jax
 
-from visdet_jax.detectors import DenseHead, DETRHead, StandardRoIHead, build_detector
+from visdet_jax.detectors import (
+    DenseHead,
+    DETRHead,
+    RTMDetInsHead,
+    StandardRoIHead,
+    build_detector,
+)
 
 from .config import ConfigError
 
@@ -23,12 +29,15 @@ def make_heads(model: dict[str, Any], num_classes: int, strides: list[int]) -> H
         branches = [roi[name] for name in ("bbox_head", "mask_head") if name in roi]
     else:
         dense = model["bbox_head"]
-        branches = [dense]
+        branches = [dense.get("head_module", dense)]  # Of mmyolo's heads the former.
     for branch in branches:
         branch["num_classes"] = num_classes
-    if "anchor_generator" in dense:
-        dense["anchor_generator"]["strides"] = strides
-    elif "regress_ranges" in dense:
+    if "head_module" in dense:
+        dense["head_module"]["featmap_strides"] = strides
+    for points in ("anchor_generator", "prior_generator"):
+        if points in dense:
+            dense[points]["strides"] = strides
+    if "regress_ranges" in dense:
         dense |= {"strides": strides, "regress_ranges": _ranges(dense, strides)}
     try:
         heads: Heads = build_detector(model)
@@ -45,6 +54,8 @@ def make_heads(model: dict[str, Any], num_classes: int, strides: list[int]) -> H
 
 def has_masks(heads: Heads) -> bool:
     """Whether the detector predicts masks, and needs them for its training."""
+    if isinstance(heads.get("bbox_head"), RTMDetInsHead):
+        return True
     return getattr(heads.get("roi_head"), "mask_head", None) is not None
 
 

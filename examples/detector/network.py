@@ -17,6 +17,8 @@ from visdet_jax.detectors import (
     DETROutputs,
     FCOSHead,
     HeadOutputs,
+    RTMDetHead,
+    RTMDetInsHead,
 )
 
 from . import detr
@@ -93,8 +95,8 @@ class Pyramid(nnx.Module):
 class Towers(nnx.Module):
     """The outputs of a head at every cell: a convolution for each, which all levels share.
 
-    FCOS needs distances that are positive, in pixels or in strides. The other heads take any
-    numbers.
+    FCOS needs distances that are positive, in pixels or in strides, and RTMDet distances in pixels.
+    The other heads take any numbers.
     """
 
     def __init__(self, channels: int, head: DenseHead, *, rngs: nnx.Rngs) -> None:
@@ -112,20 +114,47 @@ class Towers(nnx.Module):
             if "centernesses" in count
             else None
         )
-        self.units = None
-        if isinstance(head, FCOSHead):
-            self.units = (1,) * len(head.strides) if head.norm_on_bbox else head.strides
+        self.masks = (
+            MaskTowers(channels, head, rngs=rngs) if isinstance(head, RTMDetInsHead) else None
+        )
+        # RTMDet's distances may be negative, as those of its small models in mmdet, which have no
+        # exp_on_reg.
+        self.positive, self.units = isinstance(head, FCOSHead), None
+        if isinstance(head, FCOSHead | RTMDetHead):
+            in_strides = isinstance(head, FCOSHead) and head.norm_on_bbox
+            self.units = (1,) * len(head.strides) if in_strides else head.strides
 
     def __call__(self, levels: list[jax.Array]) -> HeadOutputs:
         towers = [self.box_tower(x) for x in levels]
         boxes = [self.scale[i] * self.boxes(x) for i, x in enumerate(towers)]
+        if self.positive:
+            boxes = [jnp.exp(x) for x in boxes]
         if self.units is not None:
-            boxes = [unit * jnp.exp(x) for unit, x in zip(self.units, boxes, strict=True)]
-        return HeadOutputs(
+            boxes = [unit * x for unit, x in zip(self.units, boxes, strict=True)]
+        outputs = HeadOutputs(
             cls_scores=[self.classes(self.class_tower(x)) for x in levels],
             bbox_preds=boxes,
             centernesses=None if self.centerness is None else [self.centerness(x) for x in towers],
         )
+        if self.masks is None:
+            return outputs
+        kernels, features = self.masks(levels)
+        return outputs._replace(kernel_preds=kernels, mask_feats=features)
+
+
+class MaskTowers(nnx.Module):
+    """What `RTMDetInsHead` makes masks of: convolutions of each cell, and features they read."""
+
+    def __init__(self, channels: int, head: RTMDetInsHead, *, rngs: nnx.Rngs) -> None:
+        self.kernel_tower = ConvNorm(channels, channels, rngs=rngs)
+        self.kernels = nnx.Conv(channels, head.channels["kernel_preds"], (1, 1), rngs=rngs)
+        self.feature_tower = ConvNorm(channels, channels, rngs=rngs)
+        self.features = nnx.Conv(channels, head.num_prototypes, (1, 1), rngs=rngs)
+
+    def __call__(self, levels: list[jax.Array]) -> tuple[list[jax.Array], jax.Array]:
+        """The kernels of all levels, and the features, which are those of the finest level."""
+        kernels = [self.kernels(self.kernel_tower(x)) for x in levels]
+        return kernels, self.features(self.feature_tower(levels[0]))
 
 
 class Detector(nnx.Module):
@@ -165,10 +194,13 @@ class Detector(nnx.Module):
     def losses(self, batch: dict[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
         """The losses of a batch by name. Nothing is drawn, the key is for two stages."""
         images, boxes, labels = batch["images"], batch["boxes"], batch["labels"]
-        return self.head.loss(self(images), boxes, labels, image_shapes(images))
+        masks = {"gt_masks": batch["masks"]} if isinstance(self.head, RTMDetInsHead) else {}
+        return self.head.loss(self(images), boxes, labels, image_shapes(images), **masks)
 
-    def detect(self, images: jax.Array, max_detections: int) -> tuple[KeptDetections, None]:
-        """The detections (B, K, ...) of images (B, H, W, 3), and no masks."""
+    def detect(
+        self, images: jax.Array, max_detections: int
+    ) -> tuple[KeptDetections, jax.Array | None]:
+        """The detections (B, K, ...), and their masks (B, K, H, W) if the detector has masks."""
         outputs, shapes = self(images), image_shapes(images)
         if isinstance(self.head, DETRHead):
             # DETR predicts a set, without duplicates: at this threshold nothing is suppressed.
@@ -181,6 +213,8 @@ class Detector(nnx.Module):
             # These scores are products of two, class and centerness. Their root is on the scale of
             # the other heads' scores.
             found = found._replace(scores=jnp.sqrt(found.scores))
+        if isinstance(self.head, RTMDetInsHead):
+            return found, self.head.paste_masks(outputs, found, image_shape=images.shape[1:3])
         return found, None
 
 

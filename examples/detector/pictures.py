@@ -1,5 +1,6 @@
 """Pictures of one run and of several: loss curves, and detections over ground truth."""
 
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ MASK: dict[str, Any] = {"facecolor": (*to_rgb(GREEN), 0.4), "edgecolor": GREEN, 
 MAX_COLUMNS = 3  # of losses
 MAX_PANELS = 8  # images of one run
 MAX_SIDE = 640  # pixels; of a larger image the middle is shown
-MAX_ROWS = 4  # images, where detectors are compared
+MAX_ROWS = 4  # where detectors are compared
+MAX_COMPARED = 5  # detectors in a row
 COMPARED_SIDE = 230  # MAX_SIDE, where detectors are compared
 SCORE_THRESHOLD = 0.4  # of a detection that is shown
 
@@ -60,18 +62,19 @@ def draw_losses(path: Path, history: dict[str, list[float]]) -> None:
 
 def draw_totals(path: Path, histories: dict[str, dict[str, list[float]]]) -> None:
     """Draw the sum of the losses of each detector over the steps, as a running mean."""
-    figure, panel = plt.subplots(figsize=(10, 4.8), dpi=100, layout="constrained")
-    colors = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, "black")
-    styles = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), "-", "--")
-    for (name, history), color, dashes in zip(histories.items(), colors, styles, strict=False):
-        width, ends, mean = _running_mean(np.sum(list(history.values()), axis=0))
+    figure, panel = plt.subplots(figsize=(11, 5.2), dpi=100, layout="constrained")
+    colors = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, "black", ORANGE, GREEN, PURPLE)
+    styles = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), "-", "--", "-", "-", "-")
+    lines = itertools.cycle(zip(colors, styles, strict=True))
+    for (name, history), (color, dashes) in zip(histories.items(), lines, strict=False):
+        _, ends, mean = _running_mean(np.sum(list(history.values()), axis=0))
         panel.plot(ends, mean, linestyle=dashes, color=color, linewidth=2.5, label=name)
-    panel.set(xlabel="step", ylabel=f"sum of the losses, mean of {width} steps", yscale="log")
+    panel.set(xlabel="step", ylabel="sum of the losses, mean of 5 % of the steps", yscale="log")
     panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     panel.yaxis.set_major_formatter("{x:g}")
     panel.yaxis.set_minor_formatter("")
     panel.grid(alpha=0.3)
-    panel.legend(fontsize=12, handlelength=3)
+    figure.legend(loc="outside right upper", fontsize=12, handlelength=3, frameon=False)
     figure.savefig(path)
     plt.close(figure)
 
@@ -88,16 +91,18 @@ def draw_detections(path: Path, detections: list[Detections]) -> None:
 
 
 def draw_comparison(path: Path, detections: dict[str, list[Detections]]) -> None:
-    """Draw a column for each detector and a row for each of a few images."""
+    """Draw a column for each detector and a row for each of a few images, or several rows."""
     sets = [validation for validation, _ in next(iter(detections.values()))]
+    lines = math.ceil(len(detections) / MAX_COMPARED)
+    columns = math.ceil(len(detections) / lines)
     rows = []
     for number, validation in enumerate(sets):
-        for index in _first_images(validation, MAX_ROWS // len(sets)):
+        for index in _first_images(validation, max(1, MAX_ROWS // (len(sets) * lines))):
             row: list[Panel] = []
             for name, detections_of_sets in detections.items():
                 results = detections_of_sets[number][1]
                 row.append((validation, index, results, f"{name}\n{_title(validation, index)}"))
-            rows.append(row)
+            rows += [row[i : i + columns] for i in range(0, len(row), columns)]
     _draw_grid(path, rows, COMPARED_SIDE)
 
 
@@ -122,7 +127,8 @@ def _draw_grid(path: Path, rows: list[list[Panel]], max_side: int) -> None:
     ]
     aspects = [[(x2 - x1) / (y2 - y1) for x1, y1, x2, y2 in row] for row in crops]
     width = 13.0
-    heights = [width / sum(row) for row in aspects]
+    # The last row may have fewer panels. They are as wide as those above.
+    heights = [width * len(row) / len(aspects[0]) / sum(row) for row in aspects]
     figure, axes = plt.subplots(
         len(rows),
         len(rows[0]),

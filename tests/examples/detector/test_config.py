@@ -2,7 +2,7 @@
 
 import pytest
 
-from detector.config import ConfigError, load_losses, read_model
+from detector.config import ConfigError, load_losses, read_model, read_options
 from detector.heads import make_heads
 
 pytestmark = pytest.mark.example
@@ -65,3 +65,19 @@ def test_losses_of_two_stages_go_by_the_names_that_are_shown():
     assert [loss.loss_weight for loss in built] == [0, 1, 2, 3, 4]
     with pytest.raises(ConfigError, match="has no loss_mask, but loss_rpn_cls, loss_rpn_bbox, lo"):
         read_model("faster_rcnn", {"loss_mask": losses["loss_mask"]})
+
+
+def test_steps_are_those_of_the_data_and_the_detector(tmp_path):
+    """RTMDet has its own on the digits; what is given counts more, and --all keeps them apart."""
+
+    def steps(*argv):
+        runs, _ = read_options([*argv, "--out", str(tmp_path / "run")])
+        return {name: (run["steps"], run["batch_size"]) for name, run in runs.items()}
+
+    every = steps("--all", "--data", "digits")
+    assert (every["fcos"], every["rtmdet"], every["yolov8"]) == ((600, 16), (1200, 8), (600, 16))
+    assert steps("--all")["rtmdet"] == (800, 4)
+    one = ("--data", "digits", "--detector", "rtmdet_ins")
+    assert steps(*one) == {"rtmdet_ins": (1200, 8)}
+    assert steps(*one, "--steps", "5") == {"rtmdet_ins": (5, 8)}
+    assert steps(*one, "--quick") == {"rtmdet_ins": (20, 4)}

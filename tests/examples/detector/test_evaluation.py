@@ -21,6 +21,8 @@ def test_average_precision_of_known_detections():
     ]
     score = evaluation.average_precision
     assert score(validation, results) == {"AP": 1.0, "AP50": 1.0, "AP75": 1.0}
+    # Pictures are drawn of them afterwards, and would take what pycocotools adds for masks.
+    assert all(set(row) == {"image_id", "category_id", "bbox", "score"} for row in results)
     in_crowd = {**results[0], "bbox": [51, 51, 5, 5], "score": 0.95}
     assert score(validation, [in_crowd, *results])["AP"] == 1.0
     beside = {**results[0], "bbox": [51, 20, 5, 5], "score": 0.95}

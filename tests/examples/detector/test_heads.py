@@ -19,6 +19,10 @@ def test_the_head_has_the_strides_and_classes_of_the_data():
     both = heads.make_heads(read_model("mask_rcnn", {}), 3, [8, 16, 32])
     assert both["rpn_head"].strides == (8, 16, 32)
     assert both["roi_head"].bbox_head.num_classes == both["roi_head"].mask_head.num_classes == 3
+    for detector in ("rtmdet", "rtmdet_ins", "yolov8"):
+        head = heads.make_heads(read_model(detector, {}), 3, [8, 16, 32])["bbox_head"]
+        assert head.strides == (8, 16, 32)
+        assert head.num_classes == 3
     # The strides and classes of the configs are those of the built-in digits.
     for detector in DETECTORS:
         model = read_model(detector, {})
