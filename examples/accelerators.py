@@ -8,8 +8,8 @@ XLA's compilers for both run without the device: for a TPU `pip install libtpu`,
 `pip install "jax[cuda13]"`. Value, and value and gradient, of every loss at training size are
 compiled, ours and the plain formula written in jnp, and every head's on 16 images of 800 x 1333.
 
-moved    bytes that the program's kernels read and write, over the least that is possible: each
-         input read once and, with the gradient, pred's size written once
+moved    bytes that the program's kernels read and write, over those of each input read once and,
+         with the gradient, pred's size written once; less than 1 where a part is not read
 kernels  how many kernels it starts; loops count times their trips
 scratch  memory for intermediate results, over pred's size
 time     for a TPU its compiler's own estimate, over the time that the least takes at full bandwidth
@@ -48,7 +48,7 @@ class Figures:
     moved: int
     kernels: int
     scratch: int
-    seconds: float  # by the TPU's compiler; NaN for a GPU
+    seconds: float  # by the TPU's compiler; NaN for a GPU, and where it has no estimate
     compile_seconds: float
     loops_without_count: int
 
@@ -68,11 +68,12 @@ def compile_for(function: Callable[..., Any], arguments: Any, sharding: Any) -> 
     traffic = read_traffic(program.as_text())
     costs = program.cost_analysis() or {}
     costs = costs[0] if isinstance(costs, list) else costs
+    seconds = costs.get("optimal_seconds", math.nan)
     return Figures(
         moved=traffic.bytes,
         kernels=traffic.kernels,
         scratch=program.memory_analysis().temp_size_in_bytes,
-        seconds=costs.get("optimal_seconds", math.nan),
+        seconds=seconds if seconds > 0 else math.nan,  # Some of the compiler's sums overflow.
         compile_seconds=compile_seconds,
         loops_without_count=traffic.loops_without_count,
     )
@@ -189,6 +190,8 @@ def format_table(rows: list[dict[str, float | str]], markdown: bool) -> str:
 def _cell(column: str, value: float | str | None) -> str:
     if value is None or isinstance(value, str):
         return value or ""
+    if math.isnan(value):
+        return ""
     whole = "kernels" in column or "MiB" in column or "loops" in column
     return f"{value:.0f}" if whole or abs(value) >= 100 else f"{value:.2f}"
 

@@ -324,7 +324,13 @@ def _first_least(
 
     Returns: these values, their indices, and what goes with them unless that is None.
     """
-    arrays = [values, indices] + ([] if others is None else [others])
+
+    def spread(x: Any) -> jax.Array:
+        # Keep this `where`, which changes nothing. On an explicit mesh all that is reduced together
+        # has to be spread over the devices as the values are.
+        return jnp.where(jnp.isnan(values), x, x)
+
+    arrays = [values, spread(indices)] + ([] if others is None else [others])
     count = len(arrays)
     nothing = (np.inf, np.iinfo(np.int32).max, 0)
     none = [np.asarray(n, x.dtype) for n, x in zip(nothing, arrays, strict=False)]
@@ -346,7 +352,7 @@ def _first_least(
             )
         return tuple(merged)
 
-    padding = [jnp.full_like(x, n) for x, n in zip(arrays, none, strict=True)] * (at_once - 1)
+    padding = [spread(n) for n in none] * (at_once - 1)
     found = jax.lax.reduce((*arrays, *padding), (*none,) * at_once, merge, (0,))
     return [jnp.stack(found[i::count]) for i in range(count)]
 
