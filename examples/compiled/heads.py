@@ -33,6 +33,7 @@ HEADS = {
         "bbox_head": {"type": "TOODHead", **_CLASSES, "anchor_generator": _ANCHORS},
         "train_cfg": {"assigner": {"type": "TaskAlignedAssigner"}, "initial_epoch": 0},
     },
+    "YOLOv5": _head("YOLOv5Head"),
     "YOLOX": _head("YOLOXHead"),
     "RTMDet": _head("RTMDetHead"),
     "RTMDet of mmyolo": _head("YOLORTMDetHead", "BatchDynamicSoftLabelAssigner"),

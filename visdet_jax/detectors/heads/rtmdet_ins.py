@@ -48,7 +48,8 @@ class RTMDetInsHead(RTMDetHead):
     (channels out, channels in) row by row, then the biases. The first two of the channels in are x
     and y of the distance, (point - cell) / (8 · stride) for a finest stride of 8, and after all
     layers but the last there is a ReLU. The logits are enlarged bilinearly to one in
-    `mask_loss_stride` pixels and compared with the ground truth's bitmap at these pixels' middle.
+    `mask_loss_stride` pixels and compared with the ground truth's bitmap in one pixel of each such
+    cell, right and below of its middle, as in mmdet: half a pixel beside what the logit stands for.
     `loss_mask` is the sum over the positives divided by their number; the quality does not count.
 
     Distances in the assigner are from the centres of the masks.
@@ -59,7 +60,7 @@ class RTMDetInsHead(RTMDetHead):
     Args:
       loss_mask: Loss of the masks' logits.
       mask_loss_stride: In pixels, at least 1, a divisor of the finest stride. Larger values compare
-        fewer pixels.
+        fewer pixels, which thin or small objects do not forgive: 1 compares all, without the shift.
       num_prototypes: The number of channels of `mask_feats`, at least 1.
       dyconv_channels: The number of channels between two of the convolutions, at least 1.
       num_dyconvs: The number of convolutions, at least 2.
