@@ -6,6 +6,7 @@ See README.md beside this file.
 import contextlib
 import gc
 import itertools
+import os
 import zlib
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -21,9 +22,11 @@ TESTS = Path(__file__).parent
 TESTS_DONE = itertools.count(1)
 MAPPINGS, MOST_MAPPINGS = Path("/proc/self/maps"), 30_000  # Linux has the file.
 
-# Before the first computation: the sharding tests need more than one device.
-jax.config.update("jax_platforms", "cpu")
-jax.config.update("jax_num_cpu_devices", 8)
+# Before the first computation: the sharding tests need more than one device. On another platform,
+# such as TESTS_ON=gpu, only tests of values can pass; see examples/measure.py.
+if (platform := os.environ.get("TESTS_ON", "cpu")) == "cpu":
+    jax.config.update("jax_platforms", platform)
+    jax.config.update("jax_num_cpu_devices", 8)
 
 # The files that take longest, relative to this folder (files of one name are in several folders).
 # They are started first, or one worker would be left with one of them in the end.
