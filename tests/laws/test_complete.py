@@ -16,6 +16,7 @@ from settings import defaults, number_fields, rules
 from visdet_jax import LOSSES, Loss
 from visdet_jax.core.docstrings import parse
 from visdet_jax.core.frozen import FrozenModule
+from visdet_jax.detectors import HEADS
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 FUNCTIONS = [value for value in vars(visdet_jax).values() if inspect.isfunction(value)]
@@ -63,6 +64,20 @@ def test_the_readme_has_a_row_for_it(name):
     assert re.search(rf"^\| [^|]*`{name}`", README, re.MULTILINE), (
         f"add a row for {name!r} to the tables of losses in README.md"
     )
+
+
+@pytest.mark.parametrize("name", sorted(HEADS))
+def test_the_readme_names_each_head(name):
+    assert f"`{name}`" in README or f"`{name}(" in README, (
+        f"add a row for {name!r} to the table of heads in README.md, or a sentence"
+    )
+
+
+def test_the_readme_names_each_assigner():
+    functions = [name for name in vars(visdet_jax.detectors) if name.endswith("_assign")]
+    assert len(functions) >= 9
+    missing = [name for name in functions if f"`{name}`" not in README]
+    assert not missing, f"name {missing} in README.md, where the other assigners are"
 
 
 @every_class
