@@ -69,7 +69,7 @@ class Inputs(NamedTuple):
         exists = self.gt_labels >= 0
         # Keep `valid` inside the reduction. Behind it, XLA takes another layout for the costs of
         # RTMDet's head on an H200, which then moves 4 times as much (jax 0.12.0.1).
-        return (jax.vmap(fits)(self.gt_boxes) & exists[:, None] & self.valid).any(axis=0)
+        return (jax.vmap(fits)(self.gt_boxes) & exists[:, None] & self.valid[None]).any(axis=0)
 
     def all_priors(self) -> list[slice]:
         """The one group of `k_least`."""
