@@ -294,12 +294,15 @@ def k_least(
             return Last(firsts[0][-1], firsts[1][-1]), firsts
 
         largest = min(k, max(sizes))
-        last, first = step(None)
-        _, after = jax.lax.scan(step, last, length=(largest - 1) // at_once, unroll=2)
-        values, at, *others = (
-            jnp.concatenate([x, y.reshape(-1, len(groups))])
-            for x, y in zip(first, after, strict=True)
-        )
+        last, found = step(None)
+        # No scan of no step: on an explicit mesh its results cannot be reshaped (jax 0.10.2).
+        if steps := (largest - 1) // at_once:
+            _, after = jax.lax.scan(step, last, length=steps, unroll=2)
+            found = [
+                jnp.concatenate([x, jax.lax.collapse(y, 0, 2)])
+                for x, y in zip(found, after, strict=True)
+            ]
+        values, at, *others = found
         goes_with = others[0] if others else at
         return [
             Least(
