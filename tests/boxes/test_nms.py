@@ -253,6 +253,7 @@ def has_a_loop(function, *arguments):
     return " while(" in compiled(function, *arguments).as_text()
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("max_out", [5, 45, 90])
 def test_without_a_threshold_the_best_scores_are_kept_without_a_loop(max_out):
     boxes, scores, groups = random_candidates(0, 60, ties=True)
@@ -274,6 +275,7 @@ def test_without_a_threshold_the_best_scores_are_kept_without_a_loop(max_out):
         assert not has_a_loop(found, boxes, scores, None)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("max_candidates", [None, 20, 400])
 @pytest.mark.parametrize("max_per_img", [30, 200])
 def test_classes_without_a_threshold(max_per_img, max_candidates):

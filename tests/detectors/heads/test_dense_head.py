@@ -453,6 +453,7 @@ NOTHING_SUPPRESSED = [
 ]
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(("name", "settings"), NOTHING_SUPPRESSED)
 def test_detections_of_which_none_is_suppressed(name, settings):
     """They are those of a suppression above an IoU of 1, without its loop."""

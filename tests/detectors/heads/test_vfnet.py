@@ -56,6 +56,7 @@ def expected_losses(head, outputs, targets):
     return losses, qualities
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("use_vfl", [True, False])
 @pytest.mark.parametrize("use_atss", [True, False])
 def test_losses_by_the_qualities(use_atss, use_vfl):

@@ -150,6 +150,7 @@ CASES = {**{name: [image] for name, image in IMAGES.items()}, "all": list(IMAGES
 CASES |= {f"random {seed}": list(random_images(seed)) for seed in range(2)}
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", CASES)
 def test_against_a_loop_over_boxes(name, x64):
     images = CASES[name]
