@@ -125,7 +125,8 @@ def test_the_program_is_as_large_for_many_boxes_as_for_few(assign):
         program = compiled(lambda *args: assign(priors, *args, **level), boxes, labels)
         return program.as_text().count(" fusion(")
 
-    assert fusions(100) <= fusions(20)
+    # One kernel a box would be 80 more. XLA of jax 0.12 has one more for the larger arrays.
+    assert fusions(100) <= fusions(20) + 1
 
 
 LEAST = (0, 3, 1, 2, 2, 2, np.inf, 5, 5, 5, np.inf, np.inf)
