@@ -161,11 +161,12 @@ class Head(WithLosses):
         rows = 2
         for name, (pred, target) in self.examples(rows).items():
             self._check_fit(name, rows, pred, target)
-        for name in self.init():
-            loss = getattr(self, name)
-            if getattr(loss, "bbox_format", self.bbox_format) != self.bbox_format:
+        for field in fields(self):
+            part = getattr(self, field.name)
+            if getattr(part, "bbox_format", self.bbox_format) != self.bbox_format:
                 raise self.value_error(
-                    f'{name} gets boxes that need bbox_format="{self.bbox_format}", got {loss!r}'
+                    f'{field.name} gets boxes that need bbox_format="{self.bbox_format}", got '
+                    f"{part!r}"
                 )
 
     # What users call. The subclasses say of which arguments.
