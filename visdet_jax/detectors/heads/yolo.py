@@ -73,15 +73,22 @@ class YOLOHead(TaskAlignedPointHead):
             examples["loss_l1"] = examples["loss_bbox"]
         return examples
 
-    def distances(self, bbox_preds: list[jax.Array]) -> jax.Array:
+    def sides(self, bbox_preds: list[jax.Array]) -> tuple[list[jax.Array], jax.Array]:
         if self.reg_max == 1:
-            return jnp.concatenate(bbox_preds, axis=1)
-        return super().distances(bbox_preds)
+            return [], jnp.concatenate(bbox_preds, axis=1)
+        return super().sides(bbox_preds)
 
-    def add_loss_of_sides(self, criterion: Criterion, rows: Rows, total: jax.Array) -> None:
+    def add_loss_of_sides(
+        self,
+        criterion: Criterion,
+        rows: Rows,
+        logits: list[jax.Array],
+        distances: jax.Array,
+        total: jax.Array,
+    ) -> None:
         count = 4 * total - AVG_FACTOR_EPS  # The loss adds it again.
         if self.reg_max > 1:
-            self.add_loss_of_bins(criterion, rows, count)
+            self.add_loss_of_bins(criterion, rows, logits, count)
             return
         finest = next((x for x in criterion.levels if x.stop > x.start), slice(0))
         strides = rows.strides[..., None]
@@ -89,8 +96,8 @@ class YOLOHead(TaskAlignedPointHead):
         unit = strides / jnp.tile(size, 2)
         learnt = self.bbox_coder.encode(rows.priors / strides, rows.targets.bbox_targets)
         weight: Any = rows.targets.metrics
-        weight = jnp.broadcast_to(weight[..., None], rows.bbox_preds.shape)
-        criterion.add("loss_l1", rows.bbox_preds * unit, learnt * unit, weight, count)
+        weight = jnp.broadcast_to(weight[..., None], distances.shape)
+        criterion.add("loss_l1", distances * unit, learnt * unit, weight, count)
 
 
 # Its config holds the configs of its branches.

@@ -90,7 +90,7 @@ class TaskAlignedPointHead(DenseHead):
 
     def assign(self, grid: Grid, image: Image) -> HeadTargets:
         points, strides = jnp.asarray(grid.priors), jnp.asarray(grid.strides)
-        distances = self.distances([x[None] for x in image.outputs["bbox_preds"]])[0]
+        _, (distances,) = self.sides([x[None] for x in image.outputs["bbox_preds"]])
         found = self.assigner.assign_predictions(
             points,
             strides,
@@ -107,11 +107,8 @@ class TaskAlignedPointHead(DenseHead):
         scores: Any = targets.metrics
         points = rows.priors / rows.strides[..., None]
         # Before two losses read them: half floats would add up two rounded gradients.
-        rows = rows._replace(
-            bbox_preds=rows.bbox_preds.astype(points.dtype),
-            bbox_levels=[x.astype(points.dtype) for x in rows.bbox_levels],
-        )
-        pred = self.bbox_coder.decode(points, self.distances(rows.bbox_levels))
+        logits, distances = self.sides([x.astype(points.dtype) for x in rows.bbox_levels])
+        pred = self.bbox_coder.decode(points, distances)
         total = criterion.total(scores.sum())
         classes = places_along(self.num_classes, 3, 2, targets.labels.dtype)
         learnt = jnp.where(targets.labels[..., None] + 1 == classes, scores[..., None], 0)
@@ -119,29 +116,42 @@ class TaskAlignedPointHead(DenseHead):
         count = total - AVG_FACTOR_EPS
         criterion.add("loss_cls", rows.cls_scores, learnt, targets.label_weights, count)
         criterion.add("loss_bbox", pred, targets.bbox_targets, scores, count)
-        self.add_loss_of_sides(criterion, rows, total)
+        self.add_loss_of_sides(criterion, rows, logits, distances, total)
         batch = criterion.total(jnp.asarray(scores.shape[0], scores.dtype))
         criterion.losses = {name: loss * batch for name, loss in criterion.losses.items()}
 
-    def add_loss_of_sides(self, criterion: Criterion, rows: Rows, total: jax.Array) -> None:
-        """Adds the loss of distances, weighted with the scores, whose sum is `total`."""
+    def add_loss_of_sides(
+        self,
+        criterion: Criterion,
+        rows: Rows,
+        logits: list[jax.Array],
+        distances: jax.Array,
+        total: jax.Array,
+    ) -> None:
+        """Adds the loss of what `sides` gave, weighted with the scores, whose sum is `total`."""
         raise NotImplementedError(f"{type(self).__name__} must define add_loss_of_sides")
 
-    def add_loss_of_bins(self, criterion: Criterion, rows: Rows, avg_factor: jax.Array) -> None:
+    def add_loss_of_bins(
+        self, criterion: Criterion, rows: Rows, logits: list[jax.Array], avg_factor: jax.Array
+    ) -> None:
         """Adds `loss_dfl` of all sides, with targets clipped to [0, reg_max - 1.01]."""
         targets = rows.targets
         scores: Any = targets.metrics
-        logits, _ = distances_of_levels(rows.bbox_levels, self.reg_max)
         points = rows.priors / rows.strides[..., None]
         bins = self.bbox_coder.encode(points, targets.bbox_targets, self.reg_max - 1, 0.01)
         add_loss_of_bins(criterion, logits, bins, scores, avg_factor)
 
-    def distances(self, bbox_preds: list[jax.Array]) -> jax.Array:
-        """The distances (B, N, 4) in strides that were predicted, from what each level gave."""
-        return distances_of_levels(bbox_preds, self.reg_max)[1]
+    def sides(self, bbox_preds: list[jax.Array]) -> tuple[list[jax.Array], jax.Array]:
+        """Logits of each level, and the distances (B, N, 4) in strides; see `distances_of_levels`.
+
+        Args:
+          bbox_preds: What each level gave.
+        """
+        return distances_of_levels(bbox_preds, self.reg_max)
 
     def boxes(self, grid: Grid, bbox_preds: jax.Array, image_shapes: Any) -> jax.Array:
-        distances = self.distances([bbox_preds]) * grid.strides[None, :, None]
+        _, distances = self.sides([bbox_preds])
+        distances *= grid.strides[None, :, None]
         return self.bbox_coder.decode(jnp.asarray(grid.priors[None]), distances, image_shapes)
 
 
@@ -184,5 +194,12 @@ class YOLOv8Head(TaskAlignedPointHead):
                 settings[name] = as_dict(settings[name]) | {"reduction": "mean"}
         return settings
 
-    def add_loss_of_sides(self, criterion: Criterion, rows: Rows, total: jax.Array) -> None:
-        self.add_loss_of_bins(criterion, rows, total)
+    def add_loss_of_sides(
+        self,
+        criterion: Criterion,
+        rows: Rows,
+        logits: list[jax.Array],
+        distances: jax.Array,
+        total: jax.Array,
+    ) -> None:
+        self.add_loss_of_bins(criterion, rows, logits, total)
