@@ -297,10 +297,11 @@ SAME_LOSSES = {
     "RTMDetSepBNHead": "RTMDetHead",
     "ConditionalDETRHead": "DeformableDETRHead",
     "DABDETRHead": "DeformableDETRHead",
+    "DINOHead": "DeformableDETRHead",  # With denoising queries: test_dino.py.
 }
 
-# Heads that need masks too, and are asked their own laws: test_rtmdet_ins.py.
-WITH_MASKS = ("RTMDetInsHead", "RTMDetInsSepBNHead")
+# Heads that need masks or texts too, and are asked the laws in test_rtmdet_ins.py and test_dino.py.
+NEED_MORE = ("RTMDetInsHead", "RTMDetInsSepBNHead", "GroundingDINOHead")
 
 
 def outputs_for(head, batch=2, dtype=np.float32, seed=0, sizes=SIZES, layers=LAYERS):

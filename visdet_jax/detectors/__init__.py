@@ -62,6 +62,9 @@ from visdet_jax.detectors.costs.masks import dice_cost as dice_cost
 from visdet_jax.detectors.costs.masks import mask_focal_loss_cost as mask_focal_loss_cost
 from visdet_jax.detectors.costs.match_cost import Instances as Instances
 from visdet_jax.detectors.costs.match_cost import MatchCost as MatchCost
+from visdet_jax.detectors.denoising import DenoisingNoise as DenoisingNoise
+from visdet_jax.detectors.denoising import DenoisingQueries as DenoisingQueries
+from visdet_jax.detectors.denoising import dn_queries as dn_queries
 from visdet_jax.detectors.heads.anchor_head import AnchorHead as AnchorHead
 from visdet_jax.detectors.heads.atss import ATSSHead as ATSSHead
 from visdet_jax.detectors.heads.bbox_head import BBoxHead as BBoxHead
@@ -76,6 +79,8 @@ from visdet_jax.detectors.heads.detr import ConditionalDETRHead as ConditionalDE
 from visdet_jax.detectors.heads.detr import DABDETRHead as DABDETRHead
 from visdet_jax.detectors.heads.detr import DeformableDETRHead as DeformableDETRHead
 from visdet_jax.detectors.heads.detr import DETRHead as DETRHead
+from visdet_jax.detectors.heads.dino import DINOHead as DINOHead
+from visdet_jax.detectors.heads.dino import GroundingDINOHead as GroundingDINOHead
 from visdet_jax.detectors.heads.fcos import FCOSHead as FCOSHead
 from visdet_jax.detectors.heads.fcos import FCOSRPNHead as FCOSRPNHead
 from visdet_jax.detectors.heads.fcos import NASFCOSHead as NASFCOSHead

@@ -21,9 +21,9 @@ from head_cases import (
     CLASSES,
     EVERY_ROW,
     FEW,
+    NEED_MORE,
     ROWS,
     SAME_LOSSES,
-    WITH_MASKS,
     batch_for,
     boxes_for,
     compiled,
@@ -46,9 +46,9 @@ MIDDLE = (10, 6, 34, 28)
 def test_every_registered_head_has_a_row():
     rows_of_all = EVERY_ROW.keys() | SAME_LOSSES.keys()
     on_priors = {name for name, cls in HEADS.items() if issubclass(cls, DenseHead)}
-    on_priors -= set(WITH_MASKS)
+    on_priors -= set(NEED_MORE)
     # The heads of a second stage are asked their own laws: test_roi_head.py.
-    heads = {name for name, cls in HEADS.items() if issubclass(cls, Head)} - set(WITH_MASKS)
+    heads = {name for name, cls in HEADS.items() if issubclass(cls, Head)} - set(NEED_MORE)
     for name in heads:
         rows = "ROWS" if name in on_priors else "QUERY_ROWS, or rows for another kind of heads"
         assert name in rows_of_all, f"add a row for {name!r} to tests/head_cases.py: to {rows}"

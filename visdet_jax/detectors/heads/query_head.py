@@ -65,8 +65,8 @@ class QueryHead(Head):
         Args:
           sets: The queries. The names are what stands before "gt_inds" in errors.
           image_shapes: (B, 2) height and width in pixels.
-          given: Matchings that take the place of the assigner's, or None where there is none. A
-            query is -1 where it is left out.
+          given: Matchings (S, B, Q) that take the place of the assigner's, or None where there is
+            none. A query is -1 where it is left out.
           groups: Into how many groups of equal size, one after the other, the queries are divided.
             Each group is matched with all boxes.
 
@@ -94,6 +94,15 @@ class QueryHead(Head):
                 found[name] = sharded_as(gt_inds[start:stop], sets[name].cls_scores)
                 start = stop
         return found
+
+    @staticmethod
+    def in_all_sets(name: str, gt_inds: Any, queries: QuerySets) -> jax.Array:
+        """A matching (B, Q) that is given for all sets alike, as (S, B, Q).
+
+        Raises: ValueError, TypeError, with that name, for one that does not fit.
+        """
+        shape = queries.cls_scores.shape[:3]
+        return jnp.broadcast_to(as_labels(name, gt_inds, shape[1:]), shape)
 
     def _costs(self, queries: QuerySets, image_shapes: jax.Array) -> jax.Array:
         """The costs (S, B, Q, G)."""
