@@ -78,8 +78,7 @@ def dn_queries(
       >>> queries = dn_queries(key, gt_boxes, gt_labels, image_shapes, num_classes=80,
       ...                      num_matching_queries=300)
       >>> # The network embeds labels and box_logits and gives them to its decoder, with attn_mask.
-      >>> losses = head.loss(outputs, gt_boxes, gt_labels, image_shapes,
-      ...                    dn_gt_inds=queries.gt_inds)
+      >>> outputs = outputs._replace(dn_gt_inds=queries.gt_inds)
 
     The styles differ in padding and in negative sizes, which a negative query's corners may give:
 

@@ -42,7 +42,7 @@ class DETROutputs(NamedTuple):
 
     Boxes are (cx, cy, w, h) in fractions of the image. The last layer's are the detections; those
     of the layers before it are auxiliary. A two-stage encoder adds P proposals. The N denoising
-    queries are those of `dn_queries`, which mmdet has in front of the others.
+    queries, and what they learn, are those of `dn_queries`; mmdet has them in front of the others.
     """
 
     cls_scores: jax.Array  # Logits (L, B, Q, C); C + 1 with a softmax, whose last is background.
@@ -51,6 +51,8 @@ class DETROutputs(NamedTuple):
     enc_bbox_preds: jax.Array | None = None  # (B, P, 4)
     dn_cls_scores: jax.Array | None = None  # Logits (L, B, N, C).
     dn_bbox_preds: jax.Array | None = None  # (L, B, N, 4)
+    # (B, N) integers: 1 for the first box, 0 for background, -1 for queries that learn nothing.
+    dn_gt_inds: jax.Array | None = None
 
 
 @exportable

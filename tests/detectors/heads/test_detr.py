@@ -184,7 +184,7 @@ def test_proposals_are_of_one_class():
     assert losses.keys() == {*of_layers, *(f"enc_{key}" for key in proposals)}
     narrow = head.loss(both, boxes, labels.astype(np.int8), shapes)
     chex.assert_trees_all_equal(narrow, losses)
-    with pytest.raises(ValueError, match="enc_cls_scores and enc_bbox_preds come together"):
+    with pytest.raises(ValueError, match="enc_cls_scores, enc_bbox_preds come together"):
         head.loss(both._replace(enc_bbox_preds=None), boxes, labels, shapes)
 
 

@@ -34,7 +34,8 @@ NAMES = [
     ),
     *(f"enc_loss_{name}" for name in ("cls", "bbox", "iou")),
 ]
-AXES = DETROutputs(1, 1, 0, 0, 1, 1)  # Of the images.
+AXES = DETROutputs(1, 1, 0, 0, 1, 1, 0)  # Of the images.
+FLOATS = AXES._replace(dn_gt_inds=None)
 close = functools.partial(chex.assert_trees_all_close, rtol=1e-12, atol=1e-14)
 every_head = pytest.mark.parametrize("name", HEADS)
 
@@ -65,12 +66,17 @@ def batch(name, dtype=np.float64, padding=np.nan):
         outputs(DEVICES, QUERIES + 2),
         outputs(LAYERS, DEVICES, slots),
     ]
-    keywords = {"dn_gt_inds": np.asarray(queries.gt_inds)}
+    keywords = {}
     if name == "GroundingDINOHead":
         maps = rng.integers(0, 2, (*labels.shape, TOKENS)).astype(dtype)
         keywords["positive_maps"] = np.where(labels[..., None] < 0, padding, maps).astype(dtype)
         keywords["text_token_mask"] = np.arange(TOKENS) < rng.integers(2, TOKENS, (DEVICES, 1))
-    return DETROutputs(*(x for part in parts for x in part)), (boxes, labels, shapes), keywords
+    gt_inds = np.asarray(queries.gt_inds)
+    return (
+        DETROutputs(*(x for part in parts for x in part), gt_inds),
+        (boxes, labels, shapes),
+        keywords,
+    )
 
 
 def head_of(name, **changes):
@@ -78,11 +84,17 @@ def head_of(name, **changes):
 
 
 def value_and_gradient(head, axis_name=None):
-    def value(outputs, truth, keywords):
-        losses = head.loss(outputs, *truth, **keywords, axis_name=axis_name)
-        return total(losses), losses
+    """A function of a batch: ((sum, losses), gradient by the outputs that are floats)."""
 
-    return jax.value_and_grad(value, has_aux=True)
+    def run(outputs, truth, keywords):
+        def value(floats):
+            given = floats._replace(dn_gt_inds=outputs.dn_gt_inds)
+            losses = head.loss(given, *truth, **keywords, axis_name=axis_name)
+            return total(losses), losses
+
+        return jax.value_and_grad(value, has_aux=True)(outputs._replace(dn_gt_inds=None))
+
+    return run
 
 
 @functools.cache
@@ -104,8 +116,7 @@ def test_names_and_padding(name, x64):
 def test_denoising_queries_learn_the_boxes_of_their_layout(name, x64):
     """Those that learn nothing have no gradient; negatives learn only that they are background."""
     _, gradient = on_one_device(name)
-    _, _, keywords = batch(name)
-    gt_inds = keywords["dn_gt_inds"]
+    gt_inds = batch(name)[0].dn_gt_inds
     learns_class = np.asarray(gradient.dn_cls_scores).any(-1)
     learns_box = np.asarray(gradient.dn_bbox_preds).any(-1)
     for layer in range(LAYERS):
@@ -156,21 +167,21 @@ def test_the_mean_of_the_devices_is_the_whole_batch(name, x64):
         DETROutputs(*(np.expand_dims(x, axis + 1) for x, axis in zip(outputs, AXES, strict=True))),
         *jax.tree.map(lambda x: x[:, None], (truth, keywords)),
     )
-    value = jax.vmap(value_and_gradient(head_of(name), "data"), axes, (0, AXES), axis_name="data")
+    value = jax.vmap(value_and_gradient(head_of(name), "data"), axes, (0, FLOATS), axis_name="data")
     (_, losses), gradient = jax.jit(value)(*image)
     (_, expected), expected_gradient = on_one_device(name)
     close(jax.tree.map(lambda x: x.mean(), losses), expected)
-    gradient = DETROutputs(
-        *(np.squeeze(x, axis + 1) / DEVICES for x, axis in zip(gradient, AXES, strict=True))
-    )
+    gradient = jax.tree.map(lambda x, axis: np.squeeze(x, axis + 1) / DEVICES, gradient, FLOATS)
     close(gradient, expected_gradient)
 
 
 @every_head
 def test_half_floats_are_computed_in_float32(name):
     outputs, truth, keywords = batch(name, np.float32)
-    half = jax.tree.map(lambda x: jnp.asarray(x).astype(jnp.bfloat16), outputs)
+    gt_inds, floats = outputs.dn_gt_inds, outputs._replace(dn_gt_inds=None)
+    half = jax.tree.map(lambda x: jnp.asarray(x).astype(jnp.bfloat16), floats)
     rounded = jax.tree.map(lambda x: x.astype(np.float32), half)
+    half, rounded = (x._replace(dn_gt_inds=gt_inds) for x in (half, rounded))
     run = jax.jit(value_and_gradient(head_of(name)))
     (_, losses), gradient = run(half, truth, keywords)
     (_, expected), _ = run(rounded, truth, keywords)
@@ -204,12 +215,11 @@ class TestGroundingDINO:
         ).gt_inds
         wide = head_of(self.name, contrastive_cfg={"max_text_len": 2 * TOKENS})
         double = jax.tree.map(
-            lambda x: x if x.shape[-1] == 4 else np.concatenate([x, x], -1), outputs
+            lambda x: np.concatenate([x, x], -1) if x.shape[-1] == TOKENS else x, outputs
         )
         options = {
             "positive_maps": np.concatenate([keywords["positive_maps"]] * 2, -1),
             "text_token_mask": np.concatenate([keywords["text_token_mask"]] * 2, -1),
-            "dn_gt_inds": keywords["dn_gt_inds"],
             "gt_inds": inds,
         }
         losses = wide.loss(double, *truth, **options)
@@ -240,7 +250,7 @@ class TestGroundingDINO:
     def test_no_box_at_all(self):
         outputs, truth, keywords = batch(self.name, np.float32)
         none = (truth[0][:, :0], truth[1][:, :0], truth[2])
-        outputs = outputs._replace(dn_cls_scores=None, dn_bbox_preds=None)
+        outputs = outputs._replace(dn_cls_scores=None, dn_bbox_preds=None, dn_gt_inds=None)
         maps = {"positive_maps": keywords["positive_maps"][:, :0]}
         mask = {"text_token_mask": keywords["text_token_mask"]}
         losses = head_of(self.name).loss(outputs, *none, **maps, **mask)
@@ -265,7 +275,6 @@ class TestGroundingDINO:
                 {"text_token_mask": np.zeros((8, 9))},
                 r"text_token_mask must have shape \(8, 6\) or fewer tokens, got \(8, 9\)",
             ),
-            ({"dn_gt_inds": np.zeros((8, 3), int)}, r"dn_gt_inds must have shape \(8, 16\)"),
         ],
     )
     def test_errors(self, change, message):
@@ -281,9 +290,11 @@ class TestGroundingDINO:
 
 
 def test_denoising_outputs_and_their_layout_come_together():
-    outputs, truth, keywords = batch("DINOHead", np.float32)
+    outputs, truth, _ = batch("DINOHead", np.float32)
     head = head_of("DINOHead")
-    with pytest.raises(ValueError, match="DINOHead: dn_cls_scores, dn_bbox_preds and dn_gt_inds"):
-        head.loss(outputs, *truth)
-    with pytest.raises(ValueError, match="dn_cls_scores and dn_bbox_preds come together"):
-        head.loss(outputs._replace(dn_bbox_preds=None), *truth, **keywords)
+    for name in ("dn_bbox_preds", "dn_gt_inds"):
+        with pytest.raises(ValueError, match=f"come together: {name} is missing"):
+            head.loss(outputs._replace(**{name: None}), *truth)
+    wrong = outputs._replace(dn_gt_inds=outputs.dn_gt_inds[:, :3])
+    with pytest.raises(ValueError, match=r"DINOHead: dn_gt_inds must have shape \(8, 16\)"):
+        head.loss(wrong, *truth)

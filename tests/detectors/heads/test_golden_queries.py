@@ -48,7 +48,7 @@ def arguments(arrays, dtype, padding):
     """(outputs, ground truth, texts by name), with something else in the ground truth's padding."""
     parts = {key: arrays.get(f"in_{part}") for key, part in PARTS.items()}
     parts = {k: x if x is None else x.astype(dtype) for k, x in parts.items()}
-    outputs, options = DETROutputs(**parts), {}
+    outputs, options = DETROutputs(**parts, dn_gt_inds=arrays.get("dn_gt_inds")), {}
     labels = arrays["gt_labels"]
     is_padding = labels[..., None] < 0
     boxes = np.where(is_padding, padding, arrays["gt_bboxes"]).astype(dtype)
@@ -62,14 +62,13 @@ def replay(name, dtype, padding, **matching):
     """(losses, gradient by the outputs, targets)"""
     arrays, config = case_of(name)
     head = build_head(config["head"])
-    matching["dn_gt_inds"] = arrays.get("dn_gt_inds")
     outputs, truth, text = arguments(arrays, dtype, padding)
 
     def total(outputs):
         losses = head.loss(outputs, *truth, **text, **matching)
         return sum(losses.values()), losses
 
-    (_, losses), gradient = jax.value_and_grad(total, has_aux=True)(outputs)
+    (_, losses), gradient = jax.value_and_grad(total, has_aux=True, allow_int=True)(outputs)
     return losses, gradient, head.targets(outputs, *truth, **text)
 
 

@@ -100,7 +100,6 @@ class DETRHead(QueryHead):
         *,
         gt_inds: jax.Array | None = None,
         enc_gt_inds: jax.Array | None = None,
-        dn_gt_inds: jax.Array | None = None,
         axis_name: AxisName = None,
     ) -> tuple[Losses, States]:
         """The losses of a batch by name, and the next state, which goes from layer to layer.
@@ -118,7 +117,6 @@ class DETRHead(QueryHead):
           gt_inds: (L, B, Q) a matching in place of the assigner's: the number of each query's box,
             1 for the first and 0 for none. A query of -1 is left out.
           enc_gt_inds: (B, P) likewise, of the encoder's proposals.
-          dn_gt_inds: (B, N) what the denoising queries learn, as `dn_queries` gives it.
           axis_name: The mesh axis, or axes, over which the batch is spread inside `shard_map` or
             `vmap(axis_name=...)`. The mean of the devices' losses is then the loss of the whole
             batch. Plain `jit` over sharded arrays needs no name for that.
@@ -128,7 +126,7 @@ class DETRHead(QueryHead):
         """
         self.check_state(state)
         gt, shapes = self.prepare(outputs, gt_boxes, gt_labels, image_shapes)
-        given = {"": gt_inds, "enc_": enc_gt_inds, "dn_": dn_gt_inds}
+        given = {"": gt_inds, "enc_": enc_gt_inds}
         return self.update_of(state, outputs, gt, shapes, given, axis_name)
 
     loss = without_state(update)
@@ -219,10 +217,7 @@ class DETRHead(QueryHead):
             sets["enc_"] = QuerySets(*proposals, self.gt_of_encoder(gt))
         if outputs.dn_cls_scores is not None and outputs.dn_bbox_preds is not None:
             sets["dn_"] = QuerySets(outputs.dn_cls_scores, outputs.dn_bbox_preds, gt)
-        if ("dn_" in sets) != (given["dn_"] is not None):
-            raise ValueError(
-                "dn_cls_scores, dn_bbox_preds and dn_gt_inds come together, or are all None"
-            )
+        given = given | {"dn_": outputs.dn_gt_inds}
         for name in ("enc_", "dn_"):
             if (gt_inds := given[name]) is not None and name in sets:
                 gt_inds = self.in_all_sets(f"{name}gt_inds", gt_inds, sets[name])
@@ -296,13 +291,13 @@ class DETRHead(QueryHead):
         """Raises unless the outputs are what this head takes."""
         if not isinstance(outputs, DETROutputs):
             raise TypeError(f"outputs must be DETROutputs, got {type(outputs).__name__}")
-        for prefix in ("enc_", "dn_"):
-            if (getattr(outputs, f"{prefix}cls_scores") is None) != (
-                getattr(outputs, f"{prefix}bbox_preds") is None
-            ):
-                raise ValueError(
-                    f"{prefix}cls_scores and {prefix}bbox_preds come together, or are both None"
-                )
+        for names in (
+            ("enc_cls_scores", "enc_bbox_preds"),
+            ("dn_cls_scores", "dn_bbox_preds", "dn_gt_inds"),
+        ):
+            missing = [name for name in names if getattr(outputs, name) is None]
+            if 0 < len(missing) < len(names):
+                raise ValueError(f"{', '.join(names)} come together: {missing[0]} is missing")
         for prefix, axes in _AXES.items():
             leading = None
             for name, size in self.channels.items():

@@ -112,7 +112,6 @@ class GroundingDINOHead(DINOHead):
         text_token_mask: jax.Array,
         gt_inds: jax.Array | None = None,
         enc_gt_inds: jax.Array | None = None,
-        dn_gt_inds: jax.Array | None = None,
         axis_name: AxisName = None,
     ) -> tuple[Losses, States]:
         """The losses of a batch by name, and the next state, which goes from layer to layer.
@@ -132,7 +131,6 @@ class GroundingDINOHead(DINOHead):
           gt_inds: (L, B, Q) a matching in place of the assigner's: the number of each query's box,
             1 for the first and 0 for none. A query of -1 is left out.
           enc_gt_inds: (B, P) likewise, of the encoder's proposals.
-          dn_gt_inds: (B, N) what the denoising queries learn, as `dn_queries` gives it.
           axis_name: The mesh axis, or axes, over which the batch is spread inside `shard_map` or
             `vmap(axis_name=...)`. The mean of the devices' losses is then the loss of the whole
             batch. Plain `jit` over sharded arrays needs no name for that.
@@ -144,7 +142,7 @@ class GroundingDINOHead(DINOHead):
         gt, shapes = self.prepare(outputs, gt_boxes, gt_labels, image_shapes)
         gt = self._with_text(gt, positive_maps, text_token_mask)
         outputs = _without_padding(outputs, gt.text_token_mask)
-        given = {"": gt_inds, "enc_": enc_gt_inds, "dn_": dn_gt_inds}
+        given = {"": gt_inds, "enc_": enc_gt_inds}
         return self.update_of(state, outputs, gt, shapes, given, axis_name)
 
     loss = without_state(update)  # type: ignore[arg-type]
