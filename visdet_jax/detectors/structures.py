@@ -103,6 +103,20 @@ class RFDETROutputs(NamedTuple):
 
 
 @exportable
+class MaskPoints(NamedTuple):
+    """The random points at which RF-DETR's masks are compared, for a replay.
+
+    S are the L layers of the decoder, and then the encoder where there is one. Points are x, y in
+    fractions of the image. P is h · w / mask_point_sample_ratio, rounded down; the losses have
+    max(h, P).
+    """
+
+    matching: jax.Array  # (S, P, 2)
+    candidates: jax.Array  # (S, B, Q, 3 · max(h, P), 2), see `uncertain_points`.
+    rest: jax.Array  # (S, B, Q, a quarter of max(h, P), rounded up, 2)
+
+
+@exportable
 class Candidates(NamedTuple):
     """What is learnt where several boxes may learn at one prior, in K slots of each of B images.
 

@@ -194,7 +194,7 @@ class DETRHead(QueryHead):
             given = given | {"dn_": jnp.broadcast_to(jnp.asarray(outputs.dn_gt_inds), shape)}
         matching = self.match(sets, image_shapes, given)
         losses: Losses = {}
-        for prefix, (cls_scores, bbox_preds, gt_of_set) in sets.items():
+        for prefix, (cls_scores, bbox_preds, gt_of_set, *_) in sets.items():
             targets = self.targets_of(matching[prefix], gt_of_set, image_shapes)
 
             def compute(criterion: Criterion, layer: Any, gt: Instances = gt_of_set) -> None:

@@ -36,6 +36,9 @@ class QuerySets(NamedTuple):
     cls_scores: jax.Array  # Logits (S, B, Q, C).
     bbox_preds: jax.Array  # (S, B, Q, 4) as cx, cy, w, h in fractions of the image.
     gt: Instances  # (B, G, ...), with labels and bboxes in pixels.
+    # Masks at P points, where they are matched too.
+    mask_preds: jax.Array | None = None  # Logits (S, B, Q, P).
+    gt_masks: jax.Array | None = None  # (S, B, G, P)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +149,8 @@ class QueryHead(Head):
                 found[name] = as_labels(f"{name}gt_inds", gt_inds, shape)
         sizes = {name: cost.shape[2] for name, cost in costs.items()}
         for size in dict.fromkeys(sizes.values()):
+            if size % groups:
+                raise ValueError(f"{size} queries are no {groups} groups of equal size")
             names = [name for name, other in sizes.items() if other == size]
             together = jnp.concatenate([costs[name] for name in names])
             mask = jnp.concatenate([_exists(sets[name]) for name in names])
@@ -164,14 +169,17 @@ class QueryHead(Head):
         """The costs (S, B, Q, G)."""
         boxes = self.corners(queries.bbox_preds.astype(image_shapes.dtype))
 
-        def cost(
-            scores: jax.Array, boxes: jax.Array, gt: Instances, image_shape: jax.Array
-        ) -> jax.Array:
-            pred = Instances(scores=scores, bboxes=denormalize_boxes(boxes, image_shape))
-            return self.assigner.cost(pred, gt, image_shape)
+        masks = queries.mask_preds, queries.gt_masks
 
-        cost_of_sets = jax.vmap(jax.vmap(cost), in_axes=(0, 0, None, None))
-        return cost_of_sets(queries.cls_scores, boxes, queries.gt, image_shapes)
+        def cost(
+            scores: jax.Array, boxes: jax.Array, masks: Any, gt: Instances, image_shape: jax.Array
+        ) -> jax.Array:
+            boxes = denormalize_boxes(boxes, image_shape)
+            pred = Instances(scores=scores, bboxes=boxes, masks=masks[0])
+            return self.assigner.cost(pred, gt._replace(masks=masks[1]), image_shape)
+
+        cost_of_sets = jax.vmap(jax.vmap(cost), in_axes=(0, 0, 0, None, None))
+        return cost_of_sets(queries.cls_scores, boxes, masks, queries.gt, image_shapes)
 
     def losses_of_layers(
         self,
