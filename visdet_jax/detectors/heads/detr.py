@@ -1,6 +1,5 @@
 """The heads of DETR: a set of predictions against the set of boxes, layer by layer."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,23 +7,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from visdet_jax.boxes.formats import convert_boxes, denormalize_boxes, normalize_boxes
+from visdet_jax.boxes.formats import convert_boxes, denormalize_boxes
 from visdet_jax.core.checks import check_array
-from visdet_jax.core.dtypes import compute_dtype
-from visdet_jax.core.elementary import clamp
-from visdet_jax.core.hyperparameters import Number
-from visdet_jax.detectors.assigners.assigner import pick
 from visdet_jax.detectors.assigners.hungarian import HungarianAssigner
 from visdet_jax.detectors.costs.boxes import BBoxL1Cost, IoUCost
 from visdet_jax.detectors.costs.classes import ClassificationCost
 from visdet_jax.detectors.costs.match_cost import Instances
 from visdet_jax.detectors.heads.criterion import Criterion
-from visdet_jax.detectors.heads.head import as_shapes, compiled, iou_of_positives, without_state
+from visdet_jax.detectors.heads.head import compiled, iou_of_positives, without_state
 from visdet_jax.detectors.heads.query_head import QueryHead, QuerySets
 from visdet_jax.detectors.registry import HEADS
 from visdet_jax.detectors.structures import (
     AxisName,
-    Detections,
     DETROutputs,
     HeadTargets,
     Losses,
@@ -150,24 +144,6 @@ class DETRHead(QueryHead):
         matching = self.match(layers, shapes, {"": gt_inds})
         return self.targets_of(matching[""], gt, shapes)
 
-    @compiled
-    def decode(self, outputs: DETROutputs, image_shapes: Shapes | Sequence[Number]) -> Detections:
-        """Boxes and scores of the last layer's queries. There are no duplicates to suppress.
-
-        Scores are sigmoid(cls_scores), or the softmax without the background.
-
-        Args:
-          outputs: What the network gave; see `DETROutputs`.
-          image_shapes: (B, 2) height and width of each image in pixels, or one (height, width) for
-            all. Boxes are clipped to them.
-        """
-        self._check_outputs(outputs)
-        dtype = compute_dtype(pred=outputs.bbox_preds)
-        scores = self.scores(outputs.cls_scores[-1].astype(dtype))
-        boxes = convert_boxes(outputs.bbox_preds[-1].astype(dtype), "cxcywh", "xyxy")
-        boxes = denormalize_boxes(clamp(boxes, 0, 1), jnp.asarray(image_shapes))
-        return Detections(boxes, scores)
-
     # What a subclass may extend.
 
     @property
@@ -224,7 +200,7 @@ class DETRHead(QueryHead):
                 given = given | {name: gt_inds}
         matching = self.match(sets, image_shapes, given)
         losses: Losses = {}
-        for prefix, (cls_scores, bbox_preds, gt_of_set) in sets.items():
+        for prefix, (cls_scores, bbox_preds, gt_of_set, *_) in sets.items():
             targets = self.targets_of(matching[prefix], gt_of_set, image_shapes)
 
             def compute(criterion: Criterion, layer: Any, gt: Instances = gt_of_set) -> None:
@@ -237,28 +213,6 @@ class DETRHead(QueryHead):
             for i, of_layer in enumerate(before):
                 losses |= {f"d{i}.{prefix}{name}": value for name, value in of_layer.items()}
         return losses, state
-
-    def prepare(
-        self, outputs: DETROutputs, gt_boxes: Any, gt_labels: Any, image_shapes: Shapes
-    ) -> tuple[Instances, jax.Array]:
-        """(ground truth without what stands in its padding, image shapes) of checked outputs."""
-        self._check_outputs(outputs)
-        dtype = compute_dtype(pred=outputs.bbox_preds)
-        batch = outputs.cls_scores.shape[1]
-        gt_boxes, gt_labels = self.ground_truth(gt_boxes, gt_labels, batch, dtype)
-        shapes = as_shapes("image_shapes", image_shapes, gt_labels, dtype)
-        return Instances(bboxes=gt_boxes, labels=gt_labels), shapes
-
-    def targets_of(self, gt_inds: jax.Array, gt: Instances, image_shapes: jax.Array) -> HeadTargets:
-        """What queries (L, B, Q) learn that are matched so."""
-        gt_boxes: Any = gt.bboxes
-        gt_labels: Any = gt.labels
-        pick_in_layers = jax.vmap(jax.vmap(pick), in_axes=(None, 0))
-        labels = pick_in_layers(gt_labels, gt_inds)
-        gt_inds = jnp.where(labels >= 0, gt_inds, jnp.minimum(gt_inds, 0))
-        gt_boxes = normalize_boxes(convert_boxes(gt_boxes), image_shapes)
-        boxes = pick_in_layers(gt_boxes, gt_inds)
-        return jax.lax.stop_gradient(self.make_targets(gt_inds, labels, boxes))
 
     # The rest.
 

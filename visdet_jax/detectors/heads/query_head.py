@@ -1,20 +1,31 @@
 """The base of the heads whose queries are matched with boxes: DETR and its successors."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from visdet_jax.boxes.formats import convert_boxes, denormalize_boxes
+from visdet_jax.boxes.formats import convert_boxes, denormalize_boxes, normalize_boxes
 from visdet_jax.core.checks import as_labels
 from visdet_jax.core.devices import sharded_as
+from visdet_jax.core.dtypes import compute_dtype
+from visdet_jax.core.elementary import clamp
+from visdet_jax.core.hyperparameters import Number
+from visdet_jax.detectors.assigners.assigner import pick
 from visdet_jax.detectors.assigners.hungarian import HungarianAssigner, hungarian
 from visdet_jax.detectors.costs.match_cost import Instances
 from visdet_jax.detectors.heads.criterion import Criterion
-from visdet_jax.detectors.heads.head import Head
-from visdet_jax.detectors.structures import AxisName, Losses, States
+from visdet_jax.detectors.heads.head import Head, as_shapes, compiled
+from visdet_jax.detectors.structures import (
+    AxisName,
+    Detections,
+    HeadTargets,
+    Losses,
+    Shapes,
+    States,
+)
 from visdet_jax.losses.boxes._box_loss import BoxLoss
 from visdet_jax.losses.loss import Loss
 
@@ -25,6 +36,9 @@ class QuerySets(NamedTuple):
     cls_scores: jax.Array  # Logits (S, B, Q, C).
     bbox_preds: jax.Array  # (S, B, Q, 4) as cx, cy, w, h in fractions of the image.
     gt: Instances  # (B, G, ...), with labels and bboxes in pixels.
+    # Masks at P points, where they are matched too.
+    mask_preds: jax.Array | None = None  # Logits (S, B, Q, P).
+    gt_masks: jax.Array | None = None  # (S, B, G, P)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +61,63 @@ class QueryHead(Head):
                 f"loss_bbox gets centres and sizes, and {self.loss_bbox!r} needs corners"
             )
 
+    # What users call. The subclasses have `update`, `loss` and `targets`.
+
+    @compiled
+    def decode(self, outputs: Any, image_shapes: Shapes | Sequence[Number]) -> Detections:
+        """Boxes and scores of the last layer's queries. There are no duplicates to suppress.
+
+        Scores are sigmoid(cls_scores), or the softmax without the background.
+
+        Args:
+          outputs: What the network gave, as `loss` takes it.
+          image_shapes: (B, 2) height and width of each image in pixels, or one (height, width) for
+            all. Boxes are clipped to them.
+        """
+        self._check_outputs(outputs)
+        dtype = compute_dtype(pred=outputs.bbox_preds)
+        scores = self.scores(outputs.cls_scores[-1].astype(dtype))
+        boxes = convert_boxes(outputs.bbox_preds[-1].astype(dtype), "cxcywh", "xyxy")
+        boxes = denormalize_boxes(clamp(boxes, 0, 1), jnp.asarray(image_shapes))
+        return Detections(boxes, scores)
+
+    # What a subclass may extend.
+
     def examples(self, rows: int) -> dict[str, tuple[Any, Any]]:
         examples = super().examples(rows)
         return examples | {"loss_iou": examples["loss_bbox"]}
+
+    def corners(self, boxes: jax.Array) -> jax.Array:
+        """Boxes (..., 4) as cx, cy, w, h as the corners whose overlap is looked at."""
+        return convert_boxes(boxes, "cxcywh", "xyxy")
+
+    def _check_outputs(self, outputs: Any) -> None:
+        """Raises a TypeError or ValueError unless the outputs are what this head takes."""
+        raise NotImplementedError(f"{type(self).__name__} must define _check_outputs")
+
+    # What subclasses share.
+
+    def prepare(
+        self, outputs: Any, gt_boxes: Any, gt_labels: Any, image_shapes: Shapes
+    ) -> tuple[Instances, jax.Array]:
+        """(ground truth without what stands in its padding, image shapes) of checked outputs."""
+        self._check_outputs(outputs)
+        dtype = compute_dtype(pred=outputs.bbox_preds)
+        batch = outputs.cls_scores.shape[1]
+        gt_boxes, gt_labels = self.ground_truth(gt_boxes, gt_labels, batch, dtype)
+        shapes = as_shapes("image_shapes", image_shapes, gt_labels, dtype)
+        return Instances(bboxes=gt_boxes, labels=gt_labels), shapes
+
+    def targets_of(self, gt_inds: jax.Array, gt: Instances, image_shapes: jax.Array) -> HeadTargets:
+        """What queries (L, B, Q) learn that are matched so."""
+        gt_boxes: Any = gt.bboxes
+        gt_labels: Any = gt.labels
+        pick_in_layers = jax.vmap(jax.vmap(pick), in_axes=(None, 0))
+        labels = pick_in_layers(gt_labels, gt_inds)
+        gt_inds = jnp.where(labels >= 0, gt_inds, jnp.minimum(gt_inds, 0))
+        gt_boxes = normalize_boxes(convert_boxes(gt_boxes), image_shapes)
+        boxes = pick_in_layers(gt_boxes, gt_inds)
+        return jax.lax.stop_gradient(self.make_targets(gt_inds, labels, boxes))
 
     def match(
         self,
@@ -81,6 +149,8 @@ class QueryHead(Head):
                 found[name] = as_labels(f"{name}gt_inds", gt_inds, shape)
         sizes = {name: cost.shape[2] for name, cost in costs.items()}
         for size in dict.fromkeys(sizes.values()):
+            if size % groups:
+                raise ValueError(f"{size} queries are no {groups} groups of equal size")
             names = [name for name, other in sizes.items() if other == size]
             together = jnp.concatenate([costs[name] for name in names])
             mask = jnp.concatenate([_exists(sets[name]) for name in names])
@@ -106,16 +176,19 @@ class QueryHead(Head):
 
     def _costs(self, queries: QuerySets, image_shapes: jax.Array) -> jax.Array:
         """The costs (S, B, Q, G)."""
-        boxes = convert_boxes(queries.bbox_preds.astype(image_shapes.dtype), "cxcywh", "xyxy")
+        boxes = self.corners(queries.bbox_preds.astype(image_shapes.dtype))
+
+        masks = queries.mask_preds, queries.gt_masks
 
         def cost(
-            scores: jax.Array, boxes: jax.Array, gt: Instances, image_shape: jax.Array
+            scores: jax.Array, boxes: jax.Array, masks: Any, gt: Instances, image_shape: jax.Array
         ) -> jax.Array:
-            pred = Instances(scores=scores, bboxes=denormalize_boxes(boxes, image_shape))
-            return self.assigner.cost(pred, gt, image_shape)
+            boxes = denormalize_boxes(boxes, image_shape)
+            pred = Instances(scores=scores, bboxes=boxes, masks=masks[0])
+            return self.assigner.cost(pred, gt._replace(masks=masks[1]), image_shape)
 
-        cost_of_sets = jax.vmap(jax.vmap(cost), in_axes=(0, 0, None, None))
-        return cost_of_sets(queries.cls_scores, boxes, queries.gt, image_shapes)
+        cost_of_sets = jax.vmap(jax.vmap(cost), in_axes=(0, 0, 0, None, None))
+        return cost_of_sets(queries.cls_scores, boxes, masks, queries.gt, image_shapes)
 
     def losses_of_layers(
         self,
