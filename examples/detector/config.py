@@ -13,7 +13,7 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 # The first is the default.
 DETECTORS = (
     *("fcos", "retinanet", "atss", "gfl", "detr", "faster_rcnn", "mask_rcnn"),
-    *("rtmdet", "rtmdet_ins", "yolov8"),
+    *("rtmdet", "rtmdet_ins", "yolov8", "dfine"),
 )
 WITH_MASKS = ("mask_rcnn", "rtmdet_ins")  # These train on the digits only, which have masks.
 COCO_PATHS = ("train_images", "train_json", "val_images", "val_json")

@@ -24,6 +24,11 @@ LAYERS = 3  # of the decoder
 HEADS = 4  # of each attention
 
 
+def query_count(height: int, width: int) -> int:
+    """How many queries a feature map of so many cells has."""
+    return -(-height * width // CELLS_PER_QUERY)
+
+
 class Attention(nnx.Module):
     """Multi-head attention in soft windows about the boxes of the queries.
 
@@ -52,7 +57,12 @@ class Attention(nnx.Module):
         )
 
     def __call__(
-        self, x: jax.Array, boxes: jax.Array, memory: jax.Array, places: jax.Array
+        self,
+        x: jax.Array,
+        boxes: jax.Array,
+        memory: jax.Array,
+        places: jax.Array,
+        mask: jax.Array | None = None,
     ) -> jax.Array:
         """The queries' features after attention to a memory.
 
@@ -61,6 +71,7 @@ class Attention(nnx.Module):
           boxes: Their boxes (B, Q, 4).
           memory: Features (B, P, D) that are attended to.
           places: Their centres (B, P, 2).
+          mask: (Q, P) True where a query must not see a feature. None hides nothing.
 
         Returns: (B, Q, D).
         """
@@ -84,7 +95,10 @@ class Attention(nnx.Module):
         linear = curvature * (centre + offset * side)
         query = jnp.concatenate([query / math.sqrt(query.shape[-1]), linear, curvature], axis=-1)
         key = jnp.concatenate([key, parabola], axis=-1)
-        attended = jax.nn.softmax(query @ key.swapaxes(2, 3), axis=-1) @ value
+        logits = query @ key.swapaxes(2, 3)
+        if mask is not None:
+            logits = jnp.where(mask, -jnp.inf, logits)
+        attended = jax.nn.softmax(logits, axis=-1) @ value
         return self.out(attended.swapaxes(1, 2).reshape(x.shape))
 
 
@@ -98,18 +112,21 @@ class Layer(nnx.Module):
         self.expand = nnx.Linear(channels, 2 * channels, rngs=rngs)
         self.contract = nnx.Linear(2 * channels, channels, rngs=rngs)
 
-    def __call__(self, x: jax.Array, boxes: jax.Array, *cells: jax.Array) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, boxes: jax.Array, *cells: jax.Array, mask: jax.Array | None = None
+    ) -> jax.Array:
         """The queries' next features.
 
         Args:
           x: Queries (B, Q, D).
           boxes: Their boxes (B, Q, 4).
           cells: In a decoder, the cells' features (B, P, D) and their centres (B, P, 2).
+          mask: (Q, Q) True where a query must not see another. None hides nothing.
 
         Returns: (B, Q, D).
         """
         own = self.norms[0](x)
-        x += self.own(own, boxes, own, boxes[..., :2])
+        x += self.own(own, boxes, own, boxes[..., :2], mask)
         if self.cross is not None:
             x += self.cross(self.norms[1](x), boxes, *cells)
         return x + self.contract(nnx.relu(self.expand(self.norms[-1](x))))
@@ -118,22 +135,27 @@ class Layer(nnx.Module):
 class Estimate(nnx.Module):
     """Class logits, and a box that is moved and resized in units of its sides."""
 
-    def __init__(self, channels: int, classes: int, *, rngs: nnx.Rngs) -> None:
+    def __init__(self, channels: int, classes: int, numbers: int = 4, *, rngs: nnx.Rngs) -> None:
         # Every class starts at a probability of 0.01, as in Towers of network.py.
         prior = nnx.initializers.constant(-math.log((1 - 0.01) / 0.01))
         zeros = nnx.initializers.zeros
         self.norm = nnx.LayerNorm(channels, rngs=rngs)
         self.classes = nnx.Linear(channels, classes, bias_init=prior, rngs=rngs)
         self.hidden = nnx.Linear(channels, channels, rngs=rngs)
-        self.boxes = nnx.Linear(channels, 4, kernel_init=zeros, rngs=rngs)
+        self.boxes = nnx.Linear(channels, numbers, kernel_init=zeros, rngs=rngs)
 
     def __call__(self, x: jax.Array, boxes: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Logits (B, Q, C) and corrected boxes (B, Q, 4) of queries (B, Q, D) and boxes."""
-        x = self.norm(x)
+        logits, correction = self.raw(x)
         centre, side = jnp.split(boxes, 2, axis=-1)
-        move, growth = jnp.split(self.boxes(nnx.relu(self.hidden(x))), 2, axis=-1)
+        move, growth = jnp.split(correction, 2, axis=-1)
         side_after = side * jnp.exp(jnp.clip(growth, -2, 2))
-        return self.classes(x), jnp.concatenate([centre + move * side, side_after], axis=-1)
+        return logits, jnp.concatenate([centre + move * side, side_after], axis=-1)
+
+    def raw(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Logits (B, Q, C) and `numbers` for the box of each query (B, Q, D)."""
+        x = self.norm(x)
+        return self.classes(x), self.boxes(nnx.relu(self.hidden(x)))
 
 
 class Transformer(nnx.Module):
@@ -159,7 +181,7 @@ class Transformer(nnx.Module):
         squares = jnp.concatenate([places, jnp.full_like(places, SIDE)], axis=-1)
         memory = self.encoder(features.reshape(batch, count, channels), squares)
         proposed_logits, proposed_boxes = self.proposal(memory, squares)
-        _, best = jax.lax.top_k(proposed_logits[..., 0], -(-count // CELLS_PER_QUERY))
+        _, best = jax.lax.top_k(proposed_logits[..., 0], query_count(height, width))
         x, boxes = (
             jnp.take_along_axis(rows, best[..., None], axis=1) for rows in (memory, proposed_boxes)
         )

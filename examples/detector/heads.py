@@ -9,7 +9,7 @@ import jax
 
 from visdet_jax.detectors import (
     DenseHead,
-    DETRHead,
+    QueryHead,
     RTMDetInsHead,
     StandardRoIHead,
     build_detector,
@@ -18,7 +18,7 @@ from visdet_jax.detectors import (
 from .config import ConfigError
 
 # By their names in the config: `bbox_head`, or `rpn_head` and `roi_head` of two stages.
-Heads = dict[str, DenseHead | DETRHead | StandardRoIHead]
+Heads = dict[str, DenseHead | QueryHead | StandardRoIHead]
 
 
 def make_heads(model: dict[str, Any], num_classes: int, strides: list[int]) -> Heads:

@@ -1,6 +1,7 @@
 """A small detector in flax.nnx: residual backbone, feature pyramid, and the outputs of a head.
 
-The outputs come from towers that all levels share, or from DETR's transformer (detr.py).
+The outputs come from towers that all levels share, or from a transformer: DETR's (detr.py) or
+D-FINE's (dfine.py).
 """
 
 import functools
@@ -12,16 +13,19 @@ from flax import nnx
 
 from visdet_jax.boxes import KeptDetections, multiclass_nms
 from visdet_jax.detectors import (
+    DenoisingQueries,
     DenseHead,
-    DETRHead,
     DETROutputs,
+    DFINECriterion,
+    DFINEOutputs,
     FCOSHead,
     HeadOutputs,
+    QueryHead,
     RTMDetHead,
     RTMDetInsHead,
 )
 
-from . import detr
+from . import detr, dfine
 from .heads import with_slots
 
 GROUPS = 8  # of GroupNorm
@@ -161,7 +165,7 @@ class Detector(nnx.Module):
     """From images to the outputs of one head, to its losses and to detections."""
 
     def __init__(
-        self, head: DenseHead | DETRHead, *, width: int = 32, channels: int = 64, rngs: nnx.Rngs
+        self, head: DenseHead | QueryHead, *, width: int = 32, channels: int = 64, rngs: nnx.Rngs
     ) -> None:
         """A network with random weights.
 
@@ -172,38 +176,51 @@ class Detector(nnx.Module):
           rngs: Draw the weights.
         """
         self.head = head
-        strides = (detr.STRIDE,) if isinstance(head, DETRHead) else head.strides
+        strides = (detr.STRIDE,) if isinstance(head, QueryHead) else head.strides
         self.backbone = Backbone(strides, width, rngs=rngs)
         self.pyramid = Pyramid(self.backbone.channels, channels, rngs=rngs)
-        self.top: detr.Transformer | Towers
-        if isinstance(head, DETRHead):
+        self.top: dfine.Transformer | detr.Transformer | Towers
+        if isinstance(head, DFINECriterion):
+            self.top = dfine.Transformer(channels, head, rngs=rngs)
+        elif isinstance(head, QueryHead):
             self.top = detr.Transformer(channels, head, rngs=rngs)
         else:
             self.top = Towers(channels, head, rngs=rngs)
 
-    def __call__(self, images: jax.Array) -> HeadOutputs | DETROutputs:
-        """The outputs for uint8 (B, H, W, 3), whose sides are multiples of the largest stride."""
+    def __call__(
+        self, images: jax.Array, *denoising: DenoisingQueries
+    ) -> HeadOutputs | DETROutputs | DFINEOutputs:
+        """The outputs for uint8 (B, H, W, 3), whose sides are multiples of the largest stride.
+
+        A decoder with denoising queries gives what they become too.
+        """
         x = images.astype(jnp.float32) / 127.5 - 1
-        return self.top(self.pyramid(self.backbone(x)))
+        return self.top(self.pyramid(self.backbone(x)), *denoising)
 
     @property
     def loss_names(self) -> list[str]:
-        """The losses that are shown: DETR's of the last layer."""
+        """The losses that are shown: of a decoder those of the last layer."""
+        if isinstance(self.head, DFINECriterion):
+            return dfine.LOSSES
         return list(self.head.init())
 
     def losses(self, batch: dict[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
-        """The losses of a batch by name. Nothing is drawn, the key is for two stages."""
+        """The losses of a batch by name. The key draws the noise of denoising queries."""
         images, boxes, labels = batch["images"], batch["boxes"], batch["labels"]
+        shapes = image_shapes(images)
+        if isinstance(self.head, DFINECriterion):
+            queries = dfine.denoising_queries(key, batch, shapes, self.head.num_classes)
+            return self.head.loss(self(images, queries), boxes, labels, shapes)
         masks = {"gt_masks": batch["masks"]} if isinstance(self.head, RTMDetInsHead) else {}
-        return self.head.loss(self(images), boxes, labels, image_shapes(images), **masks)
+        return self.head.loss(self(images), boxes, labels, shapes, **masks)
 
     def detect(
         self, images: jax.Array, max_detections: int
     ) -> tuple[KeptDetections, jax.Array | None]:
         """The detections (B, K, ...), and their masks (B, K, H, W) if the detector has masks."""
         outputs, shapes = self(images), image_shapes(images)
-        if isinstance(self.head, DETRHead):
-            # DETR predicts a set, without duplicates: at this threshold nothing is suppressed.
+        if isinstance(self.head, QueryHead):
+            # A decoder predicts a set, without duplicates: at this threshold nothing is suppressed.
             select = functools.partial(
                 multiclass_nms, score_thr=0.0, iou_threshold=1.0, max_per_img=max_detections
             )

@@ -91,6 +91,7 @@ from visdet_jax.detectors.heads.gfl import GFLHead as GFLHead
 from visdet_jax.detectors.heads.head import Head as Head
 from visdet_jax.detectors.heads.mask_head import FCNMaskHead as FCNMaskHead
 from visdet_jax.detectors.heads.panoptic_fpn import PanopticFPNHead as PanopticFPNHead
+from visdet_jax.detectors.heads.query_head import QueryHead as QueryHead
 from visdet_jax.detectors.heads.retina import RetinaHead as RetinaHead
 from visdet_jax.detectors.heads.retina import RetinaSepBNHead as RetinaSepBNHead
 from visdet_jax.detectors.heads.rfdetr import RFDETRCriterion as RFDETRCriterion
