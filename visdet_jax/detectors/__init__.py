@@ -72,6 +72,7 @@ from visdet_jax.detectors.heads.bbox_head import Shared4Conv1FCBBoxHead as Share
 from visdet_jax.detectors.heads.cascade import CascadeRoIHead as CascadeRoIHead
 from visdet_jax.detectors.heads.centernet import CenterNetHead as CenterNetHead
 from visdet_jax.detectors.heads.centernet import PeakConfig as PeakConfig
+from visdet_jax.detectors.heads.centernet_update import CenterNetUpdateHead as CenterNetUpdateHead
 from visdet_jax.detectors.heads.criterion import Criterion as Criterion
 from visdet_jax.detectors.heads.dense_head import DenseHead as DenseHead
 from visdet_jax.detectors.heads.detr import ConditionalDETRHead as ConditionalDETRHead

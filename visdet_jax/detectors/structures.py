@@ -83,9 +83,9 @@ class HeadTargets(NamedTuple):
     metrics: jax.Array | None = None
     # For heads whose priors may learn several boxes each. The rest is then of one of them.
     candidates: Candidates | None = None
-    # Of each level (B, H, W, C) in [0, 1], which the classes learn in place of `labels`: 1 at the
-    # centre of a box, and less around it. None for heads that learn no heatmaps.
-    heatmaps: Sequence[jax.Array] | None = None
+    # (B, N, C) in [0, 1], which the classes learn in place of `labels`: 1 at the centre of a box of
+    # the class, and less around it. None for heads that learn no heatmaps.
+    heatmaps: jax.Array | None = None
 
 
 @exportable

@@ -136,13 +136,12 @@ class CenterNetHead(BaseHead):
         targets = self.targets(
             outputs, gt_boxes, gt_labels, image_shapes, batch_input_shape=batch_input_shape
         )
-        maps, dtype = self._rows(outputs), targets.bbox_targets.dtype
+        maps = self._rows(outputs)
         heatmaps: Any = targets.heatmaps
-        scores, (heatmap,) = jax.nn.sigmoid(maps["cls_scores"].astype(dtype)), heatmaps
+        scores = jax.nn.sigmoid(maps["cls_scores"].astype(targets.bbox_targets.dtype))
         criterion = Criterion(self, state, scores.shape[1:2], axis_name)
-        peaks = (heatmap == 1).astype(dtype)
-        count = criterion.total(peaks.sum())
-        criterion.add("loss_center_heatmap", scores, heatmap.reshape(scores.shape), None, count)
+        count = criterion.total((heatmaps == 1).sum(dtype=scores.dtype))
+        criterion.add("loss_center_heatmap", scores, heatmaps, None, count)
         offset, wh = jnp.split(targets.bbox_targets, 2, axis=-1)
         weight = targets.bbox_weights
         criterion.add("loss_wh", maps["wh_preds"], wh, weight, 2 * count)
@@ -280,7 +279,7 @@ class CenterNetHead(BaseHead):
             return [on_axis(height, y)[:, None] * on_axis(width, x)[None]]
 
         nothing = jnp.zeros((height, width, self.num_classes), boxes.dtype)
-        heatmaps = draw_heatmaps(labels, (x, y, _radius(size)), [nothing], draw)
+        (heatmap,) = draw_heatmaps(labels, (x, y, _radius(size)), [nothing], draw)
 
         cells = jnp.arange(height * width, dtype=jnp.int32)[:, None]
         cell = jnp.where(labels >= 0, (y * width + x).astype(jnp.int32), -1)
@@ -288,7 +287,7 @@ class CenterNetHead(BaseHead):
         gt_inds = jnp.where(cells == cell[None], numbers[None], 0).max(axis=1)
         learnt = pick(jnp.concatenate([center - corner, size], axis=-1), gt_inds)
         targets = self.make_targets(gt_inds, pick(labels, gt_inds), learnt)
-        return targets._replace(heatmaps=heatmaps)
+        return targets._replace(heatmaps=heatmap.reshape(height * width, self.num_classes))
 
     def _boxes(
         self,
