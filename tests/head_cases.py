@@ -39,7 +39,7 @@ MAX_IOU = {"type": "MaxIoUAssigner", "pos_iou_thr": 0.5, "neg_iou_thr": 0.4, "mi
 ANCHORS = {"type": "AnchorGenerator", "ratios": [1.0], "scales": [3], "strides": [8, 16]}
 FOCAL = {"type": "FocalLoss", "loss_weight": 1.0}
 CENTERNESS = {"type": "CrossEntropyLoss", "use_sigmoid": True}
-HEATMAP = {"type": "GaussianFocalLoss", "pos_weight": 0.25, "neg_weight": 0.75}
+HEATMAP = {"type": "GaussianFocalLoss", "gamma": 2.0, "pos_weight": 0.25, "neg_weight": 0.75}
 GIOU = {"type": "GIoULoss", "loss_weight": 2.0}
 STDS = {"type": "DeltaXYWHBBoxCoder", "target_stds": [0.1, 0.1, 0.2, 0.2]}
 

@@ -298,10 +298,11 @@ class CenterNetHead(BaseHead):
     ) -> jax.Array:
         """Boxes (B, K, 4) in pixels from the outputs (B, K, ...) at cells (B or 1, K)."""
         width, stride = outputs.cls_scores[0].shape[2], self._stride(outputs, batch_input_shape)
+        offset, wh = (maps[name].astype(stride.dtype) for name in ("offset_preds", "wh_preds"))
         corner = jnp.stack([cells % max(width, 1), cells // max(width, 1)], axis=-1)
-        center = corner.astype(stride.dtype) + maps["offset_preds"].astype(stride.dtype)
-        half = maps["wh_preds"].astype(stride.dtype) / 2
-        return jnp.concatenate([(center + sign * half) * stride for sign in (-1, 1)], axis=-1)
+        center, half = corner.astype(stride.dtype) + offset, wh / 2
+        stride = stride[None, None]
+        return jnp.concatenate([(center - half) * stride, (center + half) * stride], axis=-1)
 
     def _stride(self, outputs: HeadOutputs, batch_input_shape: Any) -> jax.Array:
         """Width and height of a cell, in pixels."""
