@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Annotated, Any, ClassVar
 
 import jax
@@ -15,7 +16,7 @@ from visdet_jax.core.dtypes import compute_dtype
 from visdet_jax.core.elementary import clamp
 from visdet_jax.core.frozen import FrozenModule
 from visdet_jax.core.hyperparameters import Count, Number, Range
-from visdet_jax.detectors.assigners.assigner import pick
+from visdet_jax.detectors.assigners.assigner import Rules, pick, visit_boxes
 from visdet_jax.detectors.heads._heatmaps import draw_heatmaps, peak
 from visdet_jax.detectors.heads.criterion import Criterion
 from visdet_jax.detectors.heads.head import BaseHead, as_shapes, compiled, without_state
@@ -140,7 +141,9 @@ class CenterNetHead(BaseHead):
         heatmaps: Any = targets.heatmaps
         scores = jax.nn.sigmoid(maps["cls_scores"].astype(targets.bbox_targets.dtype))
         criterion = Criterion(self, state, scores.shape[1:2], axis_name)
-        count = criterion.total((heatmaps == 1).sum(dtype=scores.dtype))
+        # Keep the floor, which is 1 where a heatmap is 1. Before it sums a comparison, XLA:CPU
+        # stores it, an array of the heatmaps' size, and takes five times as long (jax 0.10.2).
+        count = criterion.total(jnp.floor(heatmaps).sum())
         criterion.add("loss_center_heatmap", scores, heatmaps, None, count)
         offset, wh = jnp.split(targets.bbox_targets, 2, axis=-1)
         weight = targets.bbox_weights
@@ -228,7 +231,8 @@ class CenterNetHead(BaseHead):
         largest = jax.lax.reduce_window(
             scores, -jnp.inf, jax.lax.max, (1, side, side, 1), (1, 1, 1, 1), "SAME"
         )
-        peaks = jnp.where(scores == largest, scores, -1).reshape(len(scores), -1)
+        batch, *cells_and_classes = scores.shape
+        peaks = jnp.where(scores == largest, scores, -1).reshape(batch, prod(cells_and_classes))
         slots = min(self.test_cfg.topk, self.test_cfg.max_per_img, peaks.shape[1])
         best, pairs = jax.lax.top_k(peaks, slots)
         cells, labels = pairs // self.num_classes, pairs % self.num_classes
@@ -281,10 +285,14 @@ class CenterNetHead(BaseHead):
         nothing = jnp.zeros((height, width, self.num_classes), boxes.dtype)
         (heatmap,) = draw_heatmaps(labels, (x, y, _radius(size)), [nothing], draw)
 
-        cells = jnp.arange(height * width, dtype=jnp.int32)[:, None]
-        cell = jnp.where(labels >= 0, (y * width + x).astype(jnp.int32), -1)
-        numbers = 1 + jnp.arange(len(labels), dtype=jnp.int32)
-        gt_inds = jnp.where(cells == cell[None], numbers[None], 0).max(axis=1)
+        cells = jnp.arange(height * width, dtype=jnp.int32)
+        no_box = jnp.where((labels >= 0).any(), jnp.zeros_like(cells), 0)
+        rules = Rules(
+            lambda cell, exists, _: (cells == cell[None]) & exists[None],
+            lambda _: None,
+            lambda gt_inds, number, learns, _: jnp.where(learns, number, gt_inds),
+        )
+        gt_inds = visit_boxes(rules, no_box, (y * width + x).astype(jnp.int32), labels)
         learnt = pick(jnp.concatenate([center - corner, size], axis=-1), gt_inds)
         targets = self.make_targets(gt_inds, pick(labels, gt_inds), learnt)
         return targets._replace(heatmaps=heatmap.reshape(height * width, self.num_classes))

@@ -1,5 +1,6 @@
 """The first stage of CenterNet2, which is a detector of its own: CenterNet on several levels."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -127,35 +128,38 @@ class CenterNetUpdateHead(DenseHead):
         )
 
     def compute(self, criterion: Criterion, rows: Rows) -> None:
-        targets, dtype = rows.targets, rows.priors.dtype
+        targets = rows.targets
         candidates: Any = targets.candidates
         heatmaps: Any = targets.heatmaps
-        count = criterion.total(candidates.weights.sum())
-        avg_factor = avg_factor_of_device(count, criterion.axis_name)
-        least, largest = as_dtype(dtype, LEAST_SCORE, 1 - LEAST_SCORE)
+        weight = candidates.weights
+        avg_factor = avg_factor_of_device(criterion.total(weight.sum()), criterion.axis_name)
+        # The positives apart, since a cell may be one several times.
+        loss_cls: Any = self.loss_cls
+        negatives = dataclasses.replace(loss_cls, pos_weight=0.0)
+        positives = dataclasses.replace(loss_cls, neg_weight=0.0)
         levels = [i for i, x in enumerate(rows.cls_scores) if x.shape[1]]
-        each = candidates.weights.shape[1] // max(len(levels), 1)
-        total = jnp.zeros((), dtype)
+        each = weight.shape[1] // max(len(levels), 1)
+        total, at_positives = jnp.zeros((), weight.dtype), []
         for i, level in enumerate(levels):
-            cells, slots = criterion.levels[level], slice(i * each, (i + 1) * each)
-            scores = jax.nn.sigmoid(rows.cls_scores[level].astype(dtype))
-            places = candidates.priors[:, slots] - int(cells.start)
-            value, criterion.state["loss_cls"] = self.loss_cls.update(
-                criterion.state["loss_cls"],
-                clamp(scores, least, largest),
-                heatmaps[:, cells],
-                None,
-                avg_factor,
-                pos_inds=jnp.where(candidates.weights[:, slots] > 0, places, -1),
-                pos_labels=candidates.labels[:, slots],
-            )
-            total += value
+            logits, cells = rows.cls_scores[level], criterion.levels[level]
+            scores = _clipped_scores(logits.astype(weight.dtype))
+            total += negatives(scores, heatmaps[:, cells], None, avg_factor)
+            slots = slice(i * each, (i + 1) * each)
+            at = (candidates.priors[:, slots] - int(cells.start)) * self.num_classes
+            at = jnp.where(weight[:, slots] > 0, at + candidates.labels[:, slots], 0)
+            flat = logits.reshape(logits.shape[0], logits.shape[1] * self.num_classes)
+            at_positives.append(jax.vmap(lambda x, i: x[i])(flat, at).astype(weight.dtype))
+        if levels:
+            scores = _clipped_scores(jnp.concatenate(at_positives, axis=1))
+            total += positives(scores, jnp.ones_like(scores), weight, avg_factor)
         criterion.losses["loss_cls"] = total
         weight = targets.bbox_weights
         if self.soft_weight_on_reg:
             weight *= heatmaps.max(axis=-1)
         # Around the origin in place of the point, which loses no digits: both boxes move.
-        pred, target = map(_around_origin, (rows.bbox_preds.astype(dtype), targets.bbox_targets))
+        pred, target = map(
+            _around_origin, (rows.bbox_preds.astype(weight.dtype), targets.bbox_targets)
+        )
         criterion.add("loss_bbox", pred, target, weight, criterion.total(weight.sum()))
 
     def boxes(self, grid: Grid, bbox_preds: jax.Array, image_shapes: Any) -> jax.Array:
@@ -232,12 +236,13 @@ class CenterNetUpdateHead(DenseHead):
         x, y = ((boxes[:, i] + boxes[:, i + 2]) / 2 for i in (0, 1))
         numbers = (x, y, self._squared_radius(boxes))
         maps = draw_heatmaps(image.gt_labels, numbers, nothing, draw)
+        # Keep everything before the concatenation. XLA takes the levels apart again only where they
+        # were put together last.
         rows = [
-            x.reshape(height * width, self.num_classes)
+            jnp.where(x < LEAST_VALUE, 0, x).reshape(height * width, self.num_classes)
             for x, (_, height, width) in zip(maps, levels, strict=True)
         ]
-        heatmaps = jnp.concatenate(rows)
-        return jnp.where(heatmaps < LEAST_VALUE, 0, heatmaps)
+        return jnp.concatenate(rows)
 
     def _positives(self, grid: Grid, image: Image) -> Candidates:
         """The positives of the classes, in slots of the levels with cells, G boxes and 9 cells."""
@@ -293,6 +298,12 @@ class CenterNetUpdateHead(DenseHead):
             bbox_targets=in_slots(learnt, 4).astype(dtype),
             weights=chosen.reshape(-1).astype(dtype),
         )
+
+
+def _clipped_scores(logits: jax.Array) -> jax.Array:
+    """sigmoid(logits), within mmdet's bounds."""
+    least, largest = as_dtype(logits.dtype, LEAST_SCORE, 1 - LEAST_SCORE)
+    return clamp(jax.nn.sigmoid(logits), least, largest)
 
 
 def _half_diagonal(boxes: jax.Array) -> jax.Array:

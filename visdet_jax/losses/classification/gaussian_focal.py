@@ -151,11 +151,11 @@ def gaussian_focal_loss_with_pos_inds(
     of values, or both by `avg_factor`. The sum divides neither.
 
     Args:
-      pred: Probabilities (N, C), a row a pixel, or (B, N, C) of B images.
-      target: Heatmap of the same shape in [0, 1].
-      pos_inds: Rows of the positives (K,), or of each image (B, K); negative for an empty slot, so
-        that K can be static. A row or a class beyond the heatmap makes the loss NaN.
-      pos_labels: Their classes, of the same shape; negative for an empty slot too.
+      pred: Probabilities (N, C), a row a pixel.
+      target: Heatmap (N, C) in [0, 1].
+      pos_inds: Rows of the positives (K,); negative for an empty slot, so that K can be static. A
+        row or a class beyond the heatmap makes the loss NaN.
+      pos_labels: Their classes (K,); negative for an empty slot too.
       alpha, gamma, pos_weight, neg_weight: As for `gaussian_focal_loss`.
 
     Returns: a scalar.
@@ -165,25 +165,21 @@ def gaussian_focal_loss_with_pos_inds(
     """
     dtype = compute_dtype(pred=pred, target=target)
     check_same_shape(pred, target)
-    if pred.ndim not in (2, 3):
-        raise ValueError(
-            f"pred must have shape (N, C) or (B, N, C) with pos_inds, got {pred.shape}"
-        )
+    if pred.ndim != 2:
+        raise ValueError(f"pred must have shape (N, C) with pos_inds, got {pred.shape}")
     if reduction == "none":
         raise ValueError('reduction="none" has no shape for listed positives and all negatives')
     check_array("pos_inds", pos_inds)
-    batch = pred.shape[:-2]
-    pos_inds = as_labels("pos_inds", pos_inds, (*batch, *pos_inds.shape[-1:]))
+    pos_inds = as_labels("pos_inds", pos_inds, pos_inds.shape[:1])
     pos_labels = as_labels("pos_labels", pos_labels, pos_inds.shape)
     pred, target = pred.astype(dtype), target.astype(dtype)
     alpha, gamma, pos_weight, neg_weight = as_dtype(dtype, alpha, gamma, pos_weight, neg_weight)
-    rows, channels = pred.shape[-2:]
+    rows, channels = pred.shape
     slots = (pos_inds >= 0) & (pos_labels >= 0)
     # A row or class beyond the heatmap is read as NaN: loud, where a clamped one would be wrong.
     inside = (pos_inds < rows) & (pos_labels < channels)
-    flat = jnp.where(slots, jnp.where(inside, pos_inds * channels + pos_labels, rows * channels), 0)
-    pixels = pred.reshape(*batch, rows * channels)
-    peaks = jnp.take_along_axis(pixels, flat, axis=-1, mode="fill")
+    flat = jnp.where(inside, pos_inds * channels + pos_labels, pred.size)
+    peaks = jnp.take_along_axis(pred.reshape(-1), jnp.where(slots, flat, 0), axis=0, mode="fill")
     positive = _positive_values(slots.astype(dtype), peaks, alpha).sum()
     if reduction == "mean" and avg_factor is None:
         positive = positive / jnp.maximum(slots.sum().astype(dtype), 1)
