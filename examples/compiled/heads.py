@@ -6,10 +6,10 @@ import jax
 import numpy as np
 
 from visdet_jax import configs
-from visdet_jax.detectors import DETRHead, DETROutputs, HeadOutputs
+from visdet_jax.detectors import CenterNetHead, DETRHead, DETROutputs, HeadOutputs
 
-# height, width in pixels: for strides 8 to 128, and for 8 to 32.
-COCO, SQUARE = (800, 1333), (640, 640)
+# height, width in pixels: for strides 8 to 128, for 8 to 32, and for 4.
+COCO, SQUARE, CROP = (800, 1333), (640, 640), (512, 512)
 DECODER_LAYERS = 6
 
 _CLASSES = {"num_classes": 80}
@@ -40,6 +40,8 @@ HEADS = {
     "RTMDet-Ins": _head("RTMDetInsHead"),
     "YOLOv8 of mmyolo": _head("YOLOv8Head", "BatchTaskAlignedAssigner"),
     "YOLOv8": _head("YOLOHead"),
+    "CenterNet": _head("CenterNetHead"),
+    "CenterNet2, first stage": _head("CenterNetUpdateHead"),
     "DETR, 100 queries": configs.DETR_HEAD,
     "Deformable DETR, 300 queries": configs.DEFORMABLE_DETR_HEAD,
 }
@@ -68,6 +70,10 @@ def shapes_of_batch(
         rows = (DECODER_LAYERS, batch, int(name.split()[-2]))
         outputs = DETROutputs(floats(*rows, head.channels["cls_scores"]), floats(*rows, 4))
         return outputs, truth, {}
+    if isinstance(head, CenterNetHead):
+        size = [-(-round(side * scale) // 4) for side in CROP]
+        maps = {key: (floats(batch, *size, count),) for key, count in head.channels.items()}
+        return HeadOutputs(**maps), truth, {}
     shape = COCO if len(head.strides) == len(configs.FCOS_HEAD["bbox_head"]["strides"]) else SQUARE
     sizes = [[-(-round(side * scale) // stride) for side in shape] for stride in head.strides]
     maps = {

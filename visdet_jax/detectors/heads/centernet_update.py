@@ -145,10 +145,12 @@ class CenterNetUpdateHead(DenseHead):
             scores = _clipped_scores(logits.astype(weight.dtype))
             total += negatives(scores, heatmaps[:, cells], None, avg_factor)
             slots = slice(i * each, (i + 1) * each)
-            at = (candidates.priors[:, slots] - int(cells.start)) * self.num_classes
-            at = jnp.where(weight[:, slots] > 0, at + candidates.labels[:, slots], 0)
-            flat = logits.reshape(logits.shape[0], logits.shape[1] * self.num_classes)
-            at_positives.append(jax.vmap(lambda x, i: x[i])(flat, at).astype(weight.dtype))
+            is_one = weight[:, slots] > 0
+            row = jnp.where(is_one, candidates.priors[:, slots] - int(cells.start), 0)
+            label = jnp.where(is_one, candidates.labels[:, slots], 0)
+            # Keep the two axes of cells and classes. As one they are a copy in another layout.
+            own = jax.vmap(lambda x, row, label: x[row, label])(logits, row, label)
+            at_positives.append(own.astype(weight.dtype))
         if levels:
             scores = _clipped_scores(jnp.concatenate(at_positives, axis=1))
             total += positives(scores, jnp.ones_like(scores), weight, avg_factor)
