@@ -72,7 +72,9 @@ def shapes_of_batch(
         return outputs, truth, {}
     if isinstance(head, CenterNetHead):
         size = [-(-round(side * scale) // 4) for side in CROP]
-        maps = {key: (floats(batch, *size, count),) for key, count in head.channels.items()}
+        maps: dict[str, Any] = {
+            key: (floats(batch, *size, count),) for key, count in head.channels.items()
+        }
         return HeadOutputs(**maps), truth, {}
     shape = COCO if len(head.strides) == len(configs.FCOS_HEAD["bbox_head"]["strides"]) else SQUARE
     sizes = [[-(-round(side * scale) // stride) for side in shape] for stride in head.strides]

@@ -215,8 +215,9 @@ class CenterNetHead(BaseHead):
     ) -> KeptDetections:
         """The detections of a batch: the best peaks of the heatmaps, as `test_cfg` says.
 
-        A peak is where a class's score is the largest of those around it. mmdet fills slots that
-        are left over with boxes of score 0; here `exists` is False there.
+        A peak is where a class's score is the largest of those around it. Boxes are in pixels of
+        the network's input, from which mmdet takes away the border that its test pipeline adds.
+        mmdet fills slots that are left over with boxes of score 0; here `exists` is False there.
 
         Args:
           outputs, image_shapes, batch_input_shape: See `decode`.

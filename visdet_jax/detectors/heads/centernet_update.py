@@ -58,7 +58,8 @@ class CenterNetUpdateHead(DenseHead):
     are weighted by the largest value of their heatmaps, and the divisor is the sum of the weights.
 
     `bbox_preds` are distances (left, top, right, bottom) in strides, positive already: after the
-    network's ReLU. `image_shapes` and `pad_shapes` have no effect on the losses.
+    network's ReLU. `image_shapes` and `pad_shapes` have no effect on the losses. In `targets`
+    `heatmaps` are the heatmaps, and `candidates` the positives of the classes.
 
     An image without boxes has a heatmap of 0. mmdet gives it one of C everywhere, which multiplies
     its negatives by (1 - C)^4: 4e7 for 80 classes. And where a centre is in no cell of a level,
@@ -145,10 +146,11 @@ class CenterNetUpdateHead(DenseHead):
             scores = _clipped_scores(logits.astype(weight.dtype))
             total += negatives(scores, heatmaps[:, cells], None, avg_factor)
             slots = slice(i * each, (i + 1) * each)
-            is_one = weight[:, slots] > 0
-            row = jnp.where(is_one, candidates.priors[:, slots] - int(cells.start), 0)
-            label = jnp.where(is_one, candidates.labels[:, slots], 0)
-            # Keep the two axes of cells and classes. As one they are a copy in another layout.
+            exists = weight[:, slots] > 0
+            row = jnp.where(exists, candidates.priors[:, slots] - int(cells.start), 0)
+            label = jnp.where(exists, candidates.labels[:, slots], 0)
+            # Keep the two axes of cells and classes. With one axis value and gradient need one
+            # more array of the scores' size (XLA:CPU, jax 0.10.2).
             own = jax.vmap(lambda x, row, label: x[row, label])(logits, row, label)
             at_positives.append(own.astype(weight.dtype))
         if levels:
@@ -226,10 +228,10 @@ class CenterNetUpdateHead(DenseHead):
 
             maps = []
             for stride, height, width in levels:
-                rows, in_row = on_axis(height, stride, y)
-                columns, in_column = on_axis(width, stride, x)
+                down, in_row = on_axis(height, stride, y)
+                across, in_column = on_axis(width, stride, x)
                 own_cell = in_row[:, None] & in_column[None]
-                maps.append(jnp.where(own_cell, 1, rows[:, None] * columns[None]))
+                maps.append(jnp.where(own_cell, 1, down[:, None] * across[None]))
             return maps
 
         nothing = [
@@ -238,8 +240,6 @@ class CenterNetUpdateHead(DenseHead):
         x, y = ((boxes[:, i] + boxes[:, i + 2]) / 2 for i in (0, 1))
         numbers = (x, y, self._squared_radius(boxes))
         maps = draw_heatmaps(image.gt_labels, numbers, nothing, draw)
-        # Keep everything before the concatenation. XLA takes the levels apart again only where they
-        # were put together last.
         rows = [
             jnp.where(x < LEAST_VALUE, 0, x).reshape(height * width, self.num_classes)
             for x, (_, height, width) in zip(maps, levels, strict=True)
@@ -253,7 +253,10 @@ class CenterNetUpdateHead(DenseHead):
         center = (boxes[:, :2] + boxes[:, 2:]) / 2
         starts = np.cumsum((0, *grid.level_sizes))
         levels = [i for i, count in enumerate(grid.level_sizes) if count]
-        priors, learnt, losses = [], [], []
+        slots = (0, *exists.shape, len(AROUND))
+        # What a level appends, after none: there may be no cells at all.
+        priors, losses = [jnp.zeros(slots, jnp.int32)], [jnp.zeros(slots, dtype)]
+        learnt = [jnp.zeros((*slots, 4), dtype)]
         for i in levels:
             (height, width), stride = grid.sizes[i], as_dtype(dtype, self.strides[i])
             low, high = as_dtype(dtype, *self.regress_ranges[i])
@@ -273,31 +276,24 @@ class CenterNetUpdateHead(DenseHead):
             ).reshape(places.shape)
             fits = (low <= size) & (size <= high)
             own = (np.arange(len(AROUND)) == OWN)[None] & fits[:, None]
-            losses.append(jnp.where(valid, jnp.where(own, 0, loss), jnp.inf))
-            priors.append(places + int(starts[i]))
-            learnt.append(distances)
-        slots = (len(levels), *exists.shape, len(AROUND))
-        nothing = jnp.zeros((0, *slots[1:]), dtype)
-        loss = jnp.stack(losses) if levels else nothing
+            losses.append(jnp.where(valid, jnp.where(own, 0, loss), jnp.inf)[None])
+            priors.append((places + int(starts[i]))[None])
+            learnt.append(distances[None])
+        loss = jnp.concatenate(losses)
         by_box = jnp.sort(jnp.moveaxis(loss, 1, 0).reshape(len(exists), -1), axis=1)
-        limit = as_dtype(dtype, self.more_pos_thresh)
+        limit = jnp.broadcast_to(as_dtype(dtype, self.more_pos_thresh), exists.shape)
         if self.more_pos_topk <= by_box.shape[1]:
-            limit = jnp.minimum(by_box[:, self.more_pos_topk - 1], limit)
-        chosen = loss < jnp.broadcast_to(limit, exists.shape)[None, :, None]
+            limit = jnp.minimum(limit, by_box[:, self.more_pos_topk - 1])
+        chosen = loss < limit[None, :, None]
 
         def of_box(x: jax.Array, otherwise: int) -> jax.Array:
             return jnp.where(chosen, x[None, :, None], otherwise).reshape(-1)
 
-        def in_slots(x: list[jax.Array], *last: int) -> jax.Array:
-            every = jnp.stack(x) if levels else jnp.zeros((*slots, *last), jnp.int32)
-            mask = chosen.reshape(*chosen.shape, *[1] * len(last))
-            return jnp.where(mask, every, 0).reshape(-1, *last)
-
         return Candidates(
-            priors=in_slots(priors),
+            priors=jnp.where(chosen, jnp.concatenate(priors), 0).reshape(-1),
             gt_inds=of_box(1 + jnp.arange(len(exists), dtype=jnp.int32), 0),
             labels=of_box(image.gt_labels, self.num_classes),
-            bbox_targets=in_slots(learnt, 4).astype(dtype),
+            bbox_targets=jnp.where(chosen[..., None], jnp.concatenate(learnt), 0).reshape(-1, 4),
             weights=chosen.reshape(-1).astype(dtype),
         )
 
