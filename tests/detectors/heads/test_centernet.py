@@ -141,6 +141,7 @@ def test_decode(shape):
     np.testing.assert_allclose(clipped, np.clip(boxes, 0, [30, 20, 30, 20]), rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("kernel", [1, 3, 5])
 @pytest.mark.parametrize("shape", [None, (40, 96)])
 def test_detect(kernel, shape):

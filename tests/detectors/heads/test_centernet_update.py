@@ -108,6 +108,7 @@ def losses_around(outputs, box, level):
     return found
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("topk", [1, 2, 3, 9, 40])
 @pytest.mark.parametrize("threshold", [0.0, 0.7, 5.0])
 def test_the_positives_of_the_classes(topk, threshold):
@@ -185,6 +186,7 @@ def test_scores_beyond_the_bounds_have_no_gradient():
     assert not any(map(np.any, jax.tree.leaves(gradient)))
 
 
+@pytest.mark.long
 def test_soft_weights():
     """The mean of the box losses by the largest value of each cell's heatmaps."""
     outputs, *truth = batch(MIDDLE, (4, 2, 44, 30), labels=[0, 2])
