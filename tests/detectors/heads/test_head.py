@@ -494,6 +494,18 @@ def test_what_a_subclass_must_define():
             getattr(bare, verb)()
 
 
+def test_what_a_subclass_with_other_losses_must_define():
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Other(BaseHead):
+        def examples(self, rows):
+            return {} if self.num_classes > 1 else super().examples(rows)
+
+    with pytest.raises(NotImplementedError, match="Other must define channels"):
+        _ = Other(num_classes=2).channels
+    with pytest.raises(NotImplementedError, match="Other must define examples"):
+        Other(num_classes=1)
+
+
 def test_a_head_of_a_kind_of_its_own():
     """`loss` of `update`, `checked`, and the head's name in errors come by themselves."""
 
