@@ -317,3 +317,4 @@ def test_checked():
     boxes[0, 1] = 48, 0, 60, 9
     with pytest.raises(checkify.JaxRuntimeError, match=r"gt_boxes\[0, 1\] is .* lies outside its"):
         checked(head).loss(outputs, boxes, labels)
+    checked(head).loss(outputs, boxes, labels, batch_input_shape=(32, 64))

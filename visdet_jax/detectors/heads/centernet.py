@@ -1,5 +1,6 @@
 """The head of CenterNet: objects as points."""
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
@@ -16,6 +17,7 @@ from visdet_jax.core.dtypes import compute_dtype
 from visdet_jax.core.elementary import clamp
 from visdet_jax.core.frozen import FrozenModule
 from visdet_jax.core.hyperparameters import Count, Number, Range
+from visdet_jax.core.rules import Expected
 from visdet_jax.detectors.assigners.assigner import Rules, pick, visit_boxes
 from visdet_jax.detectors.heads._heatmaps import draw_heatmaps, peak
 from visdet_jax.detectors.heads.criterion import Criterion
@@ -256,6 +258,13 @@ class CenterNetHead(BaseHead):
             "loss_wh": (pairs, pairs),
             "loss_offset": (pairs, pairs),
         }
+
+    def expects(self, *args: Any, **options: Any) -> list[Expected]:
+        call = inspect.signature(self.loss).bind(*args, **options).arguments
+        shape = call.get("batch_input_shape")
+        if shape is not None and call.get("image_shapes") is None:
+            call["image_shapes"] = jnp.asarray(shape)[None]
+        return super().expects(**call)
 
     def image_shape(self, outputs: HeadOutputs) -> tuple[int, int]:
         _, height, width, _ = outputs.cls_scores[0].shape
