@@ -15,12 +15,15 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from visdet_jax.detectors import (
+    CenterNetHead,
+    CenterNetUpdateHead,
     DETRHead,
     DETROutputs,
     DFINECriterion,
     DFINEOutputs,
     FCOSHead,
     HeadOutputs,
+    QueryHead,
     RFDETRCriterion,
     RFDETROutputs,
     RTDETRCriterion,
@@ -42,6 +45,7 @@ MAX_IOU = {"type": "MaxIoUAssigner", "pos_iou_thr": 0.5, "neg_iou_thr": 0.4, "mi
 ANCHORS = {"type": "AnchorGenerator", "ratios": [1.0], "scales": [3], "strides": [8, 16]}
 FOCAL = {"type": "FocalLoss", "loss_weight": 1.0}
 CENTERNESS = {"type": "CrossEntropyLoss", "use_sigmoid": True}
+HEATMAP = {"type": "GaussianFocalLoss", "gamma": 2.0, "pos_weight": 0.25, "neg_weight": 0.75}
 GIOU = {"type": "GIoULoss", "loss_weight": 2.0}
 STDS = {"type": "DeltaXYWHBBoxCoder", "target_stds": [0.1, 0.1, 0.2, 0.2]}
 
@@ -57,6 +61,8 @@ class Row:
     fields: tuple = ()
     # The loss of all priors or queries, with and without a box, and the outputs that it is of.
     of_all: tuple = ("loss_cls", "cls_scores")
+    # The loss of those with a box alone, and the outputs that it is of.
+    of_boxes: tuple = ("loss_bbox", "bbox_preds")
 
     def head(self, **changes):
         return build_head({**self.config, **changes}, self.train_cfg)
@@ -66,8 +72,9 @@ class Row:
         return next(name for name in self.names if name.endswith(loss.removeprefix("loss")))
 
     def is_of_boxes(self, key):
-        """Whether a loss of that name is the one of `loss_bbox`, of any layer or part."""
-        _, found, layer = key.partition("_bbox")
+        """Whether a loss of that name is the head's loss of boxes, of any layer or part."""
+        loss, _ = self.of_boxes
+        _, found, layer = key.partition(loss.removeprefix("loss"))
         return bool(found) and layer not in ("_rf",)
 
     def has_classes(self):
@@ -249,6 +256,18 @@ ROWS = {
         train_cfg=None,
         of_all=("loss_obj", "objectnesses"),
     ),
+    "CenterNetUpdateHead": Row(
+        {
+            "type": "CenterNetUpdateHead",
+            "num_classes": CLASSES,
+            "strides": [8, 16],
+            "regress_ranges": [[0, 20], [14, 1e8]],
+            "loss_cls": HEATMAP,
+            "loss_bbox": GIOU,
+        },
+        names=("loss_cls", "loss_bbox"),
+        train_cfg=None,
+    ),
     "YOLOHead": Row(
         {
             "type": "YOLOHead",
@@ -346,7 +365,24 @@ CRITERION_ROWS = {
         ("loss_ce", "cls_scores"),
     ),
 }
-EVERY_ROW = ROWS | QUERY_ROWS | CRITERION_ROWS
+
+# The heads on one feature map, with cells of 4 x 4 pixels.
+CENTER_ROWS = {
+    "CenterNetHead": Row(
+        {
+            "type": "CenterNetHead",
+            "num_classes": CLASSES,
+            "loss_center_heatmap": {"type": "GaussianFocalLoss"},
+            "loss_wh": {"type": "L1Loss", "loss_weight": 0.1},
+            "loss_offset": {"type": "L1Loss"},
+        },
+        names=("loss_center_heatmap", "loss_wh", "loss_offset"),
+        train_cfg=None,
+        of_all=("loss_center_heatmap", "cls_scores"),
+        of_boxes=("loss_wh", "wh_preds"),
+    ),
+}
+EVERY_ROW = ROWS | QUERY_ROWS | CRITERION_ROWS | CENTER_ROWS
 
 # Heads whose losses are another's, which has a row: their networks differ.
 SAME_LOSSES = {
@@ -371,10 +407,11 @@ def outputs_for(head, batch=2, dtype=np.float32, seed=0, sizes=SIZES, layers=LAY
         logits = rng.normal(0, 1, (*shape, head.channels["cls_scores"])).astype(dtype)
         return logits, np.concatenate([center, size], axis=-1).astype(dtype)
 
-    of_decoder = queries(layers, batch, QUERIES)
+    if isinstance(head, QueryHead):
+        of_decoder = queries(layers, batch, QUERIES)
+        of_encoder = named("enc_", queries(batch, QUERIES))
     if isinstance(head, DETRHead):
         return DETROutputs(*of_decoder)
-    of_encoder = named("enc_", queries(batch, QUERIES))
     if isinstance(head, RFDETRCriterion):
         return RFDETROutputs(*of_decoder, **of_encoder)
     if isinstance(head, RTDETRCriterion):
@@ -390,8 +427,11 @@ def outputs_for(head, batch=2, dtype=np.float32, seed=0, sizes=SIZES, layers=LAY
         of_both |= {"up": np.asarray(0.5, dtype), "reg_scale": np.asarray(4, dtype)}
         return DFINEOutputs(*of_decoder, **of_both)
 
+    if isinstance(head, CenterNetHead):
+        sizes = [(IMAGE[0] // 4, IMAGE[1] // 4)]
+
     def maps(channels):
-        shape = (head.num_base_priors * channels,)
+        shape = (getattr(head, "num_base_priors", 1) * channels,)
         return tuple(rng.normal(0, 1, (batch, *size, *shape)).astype(dtype) for size in sizes)
 
     parts = {name: maps(channels) for name, channels in head.channels.items()}
@@ -401,7 +441,7 @@ def outputs_for(head, batch=2, dtype=np.float32, seed=0, sizes=SIZES, layers=LAY
     if isinstance(head, TOODHead):  # Probabilities, and boxes in strides.
         parts["cls_scores"] = tuple(1 / (1 + np.exp(-x)) for x in parts["cls_scores"])
         parts["bbox_preds"] = tuple(map(boxes_around_cells, parts["bbox_preds"]))
-    if isinstance(head, YOLORTMDetHead):  # In strides.
+    if isinstance(head, YOLORTMDetHead | CenterNetUpdateHead):  # In strides.
         parts["bbox_preds"] = tuple(np.abs(x) for x in parts["bbox_preds"])
     return HeadOutputs(**parts)
 

@@ -7,18 +7,19 @@ import numpy as np
 
 from visdet_jax import configs
 from visdet_jax.detectors import (
+    CenterNetHead,
     DETROutputs,
     DFINECriterion,
     DFINEOutputs,
     HeadOutputs,
+    QueryHead,
     RFDETRCriterion,
     RFDETROutputs,
     RTDETRCriterion,
 )
-from visdet_jax.detectors.heads.query_head import QueryHead
 
-# height, width in pixels: for strides 8 to 128, and for 8 to 32.
-COCO, SQUARE = (800, 1333), (640, 640)
+# height, width in pixels: for strides 8 to 128, for 8 to 32, and for 4.
+COCO, SQUARE, CROP = (800, 1333), (640, 640), (512, 512)
 DECODER_LAYERS, DENOISING = 6, 200
 
 _CLASSES = {"num_classes": 80}
@@ -49,6 +50,8 @@ HEADS = {
     "RTMDet-Ins": _head("RTMDetInsHead"),
     "YOLOv8 of mmyolo": _head("YOLOv8Head", "BatchTaskAlignedAssigner"),
     "YOLOv8": _head("YOLOHead"),
+    "CenterNet": _head("CenterNetHead"),
+    "CenterNet2, first stage": _head("CenterNetUpdateHead"),
     "DETR, 100 queries": configs.DETR_HEAD,
     "Deformable DETR, 300 queries": configs.DEFORMABLE_DETR_HEAD,
     "RT-DETR, 300 queries": configs.RTDETR_HEAD,
@@ -79,6 +82,12 @@ def shapes_of_batch(
     truth = (floats(batch, boxes, 4), labels, sides)
     if isinstance(head, QueryHead):
         return _outputs_of_queries(head, batch, int(name.split()[-2])), truth, {}
+    if isinstance(head, CenterNetHead):
+        size = [-(-round(side * scale) // 4) for side in CROP]
+        maps: dict[str, Any] = {
+            key: (floats(batch, *size, count),) for key, count in head.channels.items()
+        }
+        return HeadOutputs(**maps), truth, {}
     shape = COCO if len(head.strides) == len(configs.FCOS_HEAD["bbox_head"]["strides"]) else SQUARE
     sizes = [[-(-round(side * scale) // stride) for side in shape] for stride in head.strides]
     maps = {

@@ -8,8 +8,8 @@ ELSEWHERE = {
     "mmdet": """
         ATSSVLFusionHead AnchorFreeHead ApproxMaxIoUAssigner AutoAssignHead
         BasePanopticFusionHead BaseSemanticHead BboxOverlaps2D_GLIP BoxInstBboxHead
-        BoxInstMaskHead BucketingBBoxCoder CascadeRPNHead CenterNetHead
-        CenterNetUpdateHead CenterRegionAssigner CentripetalHead CoarseMaskHead
+        BoxInstMaskHead BucketingBBoxCoder CascadeRPNHead
+        CenterRegionAssigner CentripetalHead CoarseMaskHead
         CondInstBboxHead CondInstMaskHead CornerHead DDODHead DDQDETRHead DIIHead
         DINOHead DecoupledSOLOHead DecoupledSOLOLightHead DeltaXYWHBBoxCoderForGLIP
         DynamicMaskHead DynamicRoIHead EmbeddingRPNHead

@@ -73,6 +73,9 @@ from visdet_jax.detectors.heads.bbox_head import DoubleConvFCBBoxHead as DoubleC
 from visdet_jax.detectors.heads.bbox_head import Shared2FCBBoxHead as Shared2FCBBoxHead
 from visdet_jax.detectors.heads.bbox_head import Shared4Conv1FCBBoxHead as Shared4Conv1FCBBoxHead
 from visdet_jax.detectors.heads.cascade import CascadeRoIHead as CascadeRoIHead
+from visdet_jax.detectors.heads.centernet import CenterNetHead as CenterNetHead
+from visdet_jax.detectors.heads.centernet import PeakConfig as PeakConfig
+from visdet_jax.detectors.heads.centernet_update import CenterNetUpdateHead as CenterNetUpdateHead
 from visdet_jax.detectors.heads.criterion import Criterion as Criterion
 from visdet_jax.detectors.heads.dense_head import DenseHead as DenseHead
 from visdet_jax.detectors.heads.detr import ConditionalDETRHead as ConditionalDETRHead
@@ -88,6 +91,7 @@ from visdet_jax.detectors.heads.fcos import FCOSHead as FCOSHead
 from visdet_jax.detectors.heads.fcos import FCOSRPNHead as FCOSRPNHead
 from visdet_jax.detectors.heads.fcos import NASFCOSHead as NASFCOSHead
 from visdet_jax.detectors.heads.gfl import GFLHead as GFLHead
+from visdet_jax.detectors.heads.head import BaseHead as BaseHead
 from visdet_jax.detectors.heads.head import Head as Head
 from visdet_jax.detectors.heads.mask_head import FCNMaskHead as FCNMaskHead
 from visdet_jax.detectors.heads.panoptic_fpn import PanopticFPNHead as PanopticFPNHead

@@ -28,12 +28,15 @@ class HeadOutputs(NamedTuple):
     """
 
     cls_scores: Sequence[jax.Array]  # Logits (B, H, W, A·C); `TOODHead`'s are probabilities.
-    bbox_preds: Sequence[jax.Array]  # (B, H, W, A·4), or logits of bins, A·4·(reg_max + 1).
+    # (B, H, W, A·4), or logits of bins, A·4·(reg_max + 1).
+    bbox_preds: Sequence[jax.Array] | None = None
     centernesses: Sequence[jax.Array] | None = None  # Logits (B, H, W, A).
     objectnesses: Sequence[jax.Array] | None = None  # Logits (B, H, W, A).
     bbox_preds_refine: Sequence[jax.Array] | None = None  # (B, H, W, A·4)
     kernel_preds: Sequence[jax.Array] | None = None  # Of a mask's convolutions, (B, H, W, A·P).
     mask_feats: jax.Array | None = None  # What those convolutions read, (B, h, w, channels).
+    wh_preds: Sequence[jax.Array] | None = None  # (B, H, W, 2) width and height, in cells.
+    offset_preds: Sequence[jax.Array] | None = None  # (B, H, W, 2) of a centre in its cell: x, y.
 
 
 @exportable
@@ -144,6 +147,9 @@ class HeadTargets(NamedTuple):
     metrics: jax.Array | None = None
     # For heads whose priors may learn several boxes each. The rest is then of one of them.
     candidates: Candidates | None = None
+    # (B, N, C) in [0, 1], which the classes learn in place of `labels`: 1 at the centre of a box of
+    # the class, and less around it. None for heads that learn no heatmaps.
+    heatmaps: jax.Array | None = None
 
 
 @exportable

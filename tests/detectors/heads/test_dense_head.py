@@ -146,6 +146,10 @@ def probabilities(head, outputs):
     return scores if isinstance(head, HEADS["TOODHead"]) else sigmoid(scores)
 
 
+# Heads that predict distances in strides.
+IN_STRIDES = (HEADS["YOLORTMDetHead"], HEADS["CenterNetUpdateHead"])
+
+
 def boxes_by_hand(head, outputs):
     """Boxes in pixels, before the clip, in NumPy."""
     grid = head.grid(((4, 6), (2, 3)), np.float32)
@@ -176,7 +180,7 @@ def boxes_by_hand(head, outputs):
         bins = np.exp(preds.reshape(2, -1, 4, count).astype(np.float64))
         bins /= bins.sum(-1, keepdims=True)
         preds = (bins * np.arange(count)).sum(-1) * grid.strides[:, None]
-    elif getattr(head, "norm_on_bbox", isinstance(head, HEADS["YOLORTMDetHead"])):
+    elif getattr(head, "norm_on_bbox", False) or isinstance(head, IN_STRIDES):
         preds = preds * grid.strides[:, None]
     return np.concatenate([points - preds[..., :2], points + preds[..., 2:]], axis=-1)
 

@@ -35,7 +35,7 @@ from head_cases import (
 )
 from visdet_jax import build_loss, checked
 from visdet_jax.core.docstrings import parse
-from visdet_jax.detectors import HEADS, DenseHead, Head, HeadTargets
+from visdet_jax.detectors import HEADS, BaseHead, DenseHead, Head, HeadTargets
 from visdet_jax.detectors.heads import head as head_module
 
 close = functools.partial(chex.assert_trees_all_close, rtol=1e-5, atol=1e-6)
@@ -51,9 +51,9 @@ def test_every_registered_head_has_a_row():
     on_priors = {name for name, cls in HEADS.items() if issubclass(cls, DenseHead)}
     on_priors -= set(NEED_MORE)
     # The heads of a second stage are asked their own laws: test_roi_head.py.
-    heads = {name for name, cls in HEADS.items() if issubclass(cls, Head)} - set(NEED_MORE)
+    heads = {name for name, cls in HEADS.items() if issubclass(cls, BaseHead)} - set(NEED_MORE)
     for name in heads:
-        rows = "ROWS" if name in on_priors else "QUERY_ROWS, or rows for another kind of heads"
+        rows = "ROWS" if name in on_priors else "QUERY_ROWS, CENTER_ROWS, or rows of another kind"
         assert name in rows_of_all, f"add a row for {name!r} to tests/head_cases.py: to {rows}"
     assert rows_of_all == heads
     assert ROWS.keys() == on_priors - SAME_LOSSES.keys()
@@ -115,14 +115,14 @@ BATCHES = {
 def test_one_compilation_for_all_ground_truth(name):
     """Finite value and gradient, and a box loss above 0 just where there is a box to learn."""
     head = EVERY_ROW[name].head()
-    outputs = outputs_for(head)
+    outputs, (loss, of_loss) = outputs_for(head), EVERY_ROW[name].of_boxes
     for what, images in BATCHES.items():
         truth = with_boxes(*images)
         losses, gradient = compiled(head)(outputs, *truth)
         assert_sound(name, losses, gradient)
         positives = positives_of(head, outputs, *truth)
-        learns = any(np.any(x) for x in jax.tree.leaves(gradient.bbox_preds))
-        of_boxes = losses[EVERY_ROW[name].key("loss_bbox")]
+        learns = any(np.any(x) for x in jax.tree.leaves(getattr(gradient, of_loss)))
+        of_boxes = losses[EVERY_ROW[name].key(loss)]
         assert learns == (positives.sum() > 0) == (of_boxes > 0), what
         assert (positives > 0).tolist()[1] == (MIDDLE in images[1]), what
         if what == "no box":
@@ -301,16 +301,17 @@ def test_lists_and_tuples_of_numbers(name):
 def test_vmap_over_a_hyperparameter(name):
     """The head has no hash inside; so that lists have to work there as well."""
     row = EVERY_ROW[name]
+    loss, _ = row.of_boxes
     outputs, boxes, labels, shapes = batch_for(row.head())
 
+    def head_of(loss_weight):
+        return row.head(**{loss: {**row.config[loss], "loss_weight": loss_weight}})
+
     def losses_of_weight(loss_weight):
-        changed = {**row.config["loss_bbox"], "loss_weight": loss_weight}
-        return row.head(loss_bbox=changed).loss(outputs, boxes, labels, shapes.tolist())
+        return head_of(loss_weight).loss(outputs, boxes, labels, shapes.tolist())
 
     swept = jax.jit(jax.vmap(losses_of_weight))(jnp.array([1.0, 3.0]))
-    alone, _ = compiled(row.head(loss_bbox={**row.config["loss_bbox"], "loss_weight": 1.0}))(
-        outputs, boxes, labels, shapes
-    )
+    alone, _ = compiled(head_of(1.0))(outputs, boxes, labels, shapes)
     for key, value in swept.items():
         factor = 3 if row.is_of_boxes(key) else 1
         np.testing.assert_allclose(value[0], alone[key], rtol=1e-5)
@@ -336,8 +337,9 @@ def test_a_head_is_frozen_hashable_and_without_leaves(name):
     head, twin = EVERY_ROW[name].head(), EVERY_ROW[name].head()
     assert head == twin
     assert hash(head) == hash(twin)
-    heavier = {**EVERY_ROW[name].config["loss_bbox"], "loss_weight": 7.0}
-    assert head != EVERY_ROW[name].head(loss_bbox=heavier)
+    loss, _ = EVERY_ROW[name].of_boxes
+    heavier = {**EVERY_ROW[name].config[loss], "loss_weight": 7.0}
+    assert head != EVERY_ROW[name].head(**{loss: heavier})
     assert jax.tree.leaves(head) == []
     with pytest.raises(dataclasses.FrozenInstanceError):
         head.num_classes = 4
@@ -495,6 +497,18 @@ def test_what_a_subclass_must_define():
     for verb in ("update", "targets", "decode"):
         with pytest.raises(NotImplementedError, match=f"Bare must define {verb}"):
             getattr(bare, verb)()
+
+
+def test_what_a_subclass_with_other_losses_must_define():
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Other(BaseHead):
+        def examples(self, rows):
+            return {} if self.num_classes > 1 else super().examples(rows)
+
+    with pytest.raises(NotImplementedError, match="Other must define channels"):
+        _ = Other(num_classes=2).channels
+    with pytest.raises(NotImplementedError, match="Other must define examples"):
+        Other(num_classes=1)
 
 
 def test_a_head_of_a_kind_of_its_own():

@@ -380,7 +380,8 @@ class DenseHead(Head):
 
         It is the type of the boxes, since losses compute in a type of their own.
         """
-        dtype = compute_dtype(**{f"bbox_preds[{i}]": x for i, x in enumerate(outputs.bbox_preds)})
+        maps: Any = outputs.bbox_preds
+        dtype = compute_dtype(**{f"bbox_preds[{i}]": x for i, x in enumerate(maps)})
         return self.grid(_sizes(outputs), dtype)
 
     def _maps(self, outputs: HeadOutputs) -> dict[str, list[jax.Array]]:

@@ -31,15 +31,15 @@ R = TypeVar("R")
 # Arguments that choose the program.
 _STATIC = ("axis_name", "image_shape", "training")
 # Arguments that may be lists or tuples of numbers.
-_SHAPES = ("image_shapes", "pad_shapes")
+_SHAPES = ("image_shapes", "pad_shapes", "batch_input_shape")
 
 
 def compiled(method: Callable[Concatenate[H, P], R]) -> Callable[Concatenate[H, P], R]:
     """Decorator that jits a method of a head and puts the head's name in front of its errors.
 
-    `self` and the names in `_STATIC` are static, all other arguments are traced. Lists and
-    tuples of numbers for `image_shapes` and `pad_shapes` are made arrays first: the jit would take
-    each of their numbers for an array of its own.
+    `self` and the names in `_STATIC` are static, all other arguments are traced. Lists and tuples
+    of numbers for `image_shapes` and the like are made arrays first: the jit would take each of
+    their numbers for an array of its own.
 
     A head has no hash while one of its hyperparameters is being traced. Its methods then run
     without a jit of their own, inside the jit or vmap that traces.
@@ -134,18 +134,17 @@ class WithLosses(FrozenModule):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Head(WithLosses):
+class BaseHead(WithLosses):
     """Base of the heads, which turn outputs of a network and ground truth into losses.
 
     A head has no parameters and is no network. Like a loss it is frozen, equal and hashed by value,
-    and can be a jit argument. A subclass defines `update`, whose first argument is the state of
-    `init`, and `loss = without_state(update)`; `targets`, what is learnt; and `decode`, the boxes
-    and scores that outputs mean. In a head's config losses and other parts may be configs too.
+    and can be a jit argument. A subclass has its losses as fields, and defines `update`, whose
+    first argument is the state of `init`, and `loss = without_state(update)`; `targets`, what is
+    learnt; `decode`, the boxes and scores that outputs mean; `channels` and `examples`. In a head's
+    config losses and other parts may be configs too.
 
     Args:
       num_classes: Number of classes without background, at least 1.
-      loss_cls: Loss of the class logits.
-      loss_bbox: Loss of the boxes.
     """
 
     # Whether its losses have the reduction "sum", and the sums are divided by exactly their
@@ -155,8 +154,6 @@ class Head(WithLosses):
     bbox_format: ClassVar[str] = "xyxy"
 
     num_classes: Count
-    loss_cls: Loss
-    loss_bbox: Loss
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -212,15 +209,12 @@ class Head(WithLosses):
 
     def examples(self, rows: int) -> dict[str, tuple[Any, Any]]:
         """Shapes and types of each loss's pred and target, by which it is tried for its place."""
-        logits = jax.ShapeDtypeStruct((rows, self.channels["cls_scores"]), np.float32)
-        boxes = jax.ShapeDtypeStruct((rows, 4), np.float32)
-        labels = jax.ShapeDtypeStruct((rows,), np.int32)
-        return {"loss_cls": (logits, labels), "loss_bbox": (boxes, boxes)}
+        raise NotImplementedError(f"{type(self).__name__} must define examples")
 
     @property
     def channels(self) -> dict[str, int]:
         """How many channels each of the outputs has for a prediction."""
-        return {"cls_scores": self.num_classes + (not self.use_sigmoid), "bbox_preds": 4}
+        raise NotImplementedError(f"{type(self).__name__} must define channels")
 
     @property
     def last_label(self) -> int:
@@ -232,17 +226,6 @@ class Head(WithLosses):
         raise self.value_error("image_shapes must be given")
 
     # What subclasses share.
-
-    @property
-    def use_sigmoid(self) -> bool:
-        """Whether each class has its own sigmoid; if not, one softmax has all and background."""
-        return getattr(self.loss_cls, "use_sigmoid", False)
-
-    def scores(self, logits: jax.Array) -> jax.Array:
-        """sigmoid(logits), or their softmax without the background: (..., C)."""
-        if self.use_sigmoid:
-            return jax.nn.sigmoid(logits)
-        return jax.nn.softmax(logits, axis=-1)[..., : self.num_classes]
 
     def ground_truth(
         self, gt_boxes: Any, gt_labels: Any, batch: int, dtype: Any
@@ -289,18 +272,6 @@ class Head(WithLosses):
             metrics=None if metrics is None else jnp.where(positive, metrics, 0),
         )
 
-    def raise_unless_sigmoid(self) -> None:
-        """Raises a ValueError where `loss_cls` has a softmax of all classes."""
-        if not self.use_sigmoid:
-            raise self.value_error(
-                f"loss_cls must use a sigmoid for each class, got {self.loss_cls!r}"
-            )
-
-    def raise_for_losses_of_boxes(self, reg_decoded_bbox: bool) -> None:
-        """Raises a ValueError where `loss_bbox` needs boxes and would get deltas."""
-        if isinstance(self.loss_bbox, BoxLoss) and not reg_decoded_bbox:
-            raise self.value_error(f"{self.loss_bbox!r} needs boxes: set reg_decoded_bbox=True")
-
     def _check_fit(self, name: str, rows: int, pred: Any, target: Any) -> None:
         """Raises a ValueError unless the loss of that name takes what this head gives it."""
         loss = getattr(self, name)
@@ -318,6 +289,56 @@ class Head(WithLosses):
             raise self.value_error(
                 f"{what} and must give one number, which {loss!r} does not: {value}"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head(BaseHead):
+    """Base of the heads with a loss of classes and one of boxes; see `BaseHead`.
+
+    Args:
+      loss_cls: Loss of the class logits.
+      loss_bbox: Loss of the boxes.
+    """
+
+    loss_cls: Loss
+    loss_bbox: Loss
+
+    # What subclasses may extend.
+
+    def examples(self, rows: int) -> dict[str, tuple[Any, Any]]:
+        logits = jax.ShapeDtypeStruct((rows, self.channels["cls_scores"]), np.float32)
+        boxes = jax.ShapeDtypeStruct((rows, 4), np.float32)
+        labels = jax.ShapeDtypeStruct((rows,), np.int32)
+        return {"loss_cls": (logits, labels), "loss_bbox": (boxes, boxes)}
+
+    @property
+    def channels(self) -> dict[str, int]:
+        return {"cls_scores": self.num_classes + (not self.use_sigmoid), "bbox_preds": 4}
+
+    # What subclasses share.
+
+    @property
+    def use_sigmoid(self) -> bool:
+        """Whether each class has its own sigmoid; if not, one softmax has all and background."""
+        return getattr(self.loss_cls, "use_sigmoid", False)
+
+    def scores(self, logits: jax.Array) -> jax.Array:
+        """sigmoid(logits), or their softmax without the background: (..., C)."""
+        if self.use_sigmoid:
+            return jax.nn.sigmoid(logits)
+        return jax.nn.softmax(logits, axis=-1)[..., : self.num_classes]
+
+    def raise_unless_sigmoid(self) -> None:
+        """Raises a ValueError where `loss_cls` has a softmax of all classes."""
+        if not self.use_sigmoid:
+            raise self.value_error(
+                f"loss_cls must use a sigmoid for each class, got {self.loss_cls!r}"
+            )
+
+    def raise_for_losses_of_boxes(self, reg_decoded_bbox: bool) -> None:
+        """Raises a ValueError where `loss_bbox` needs boxes and would get deltas."""
+        if isinstance(self.loss_bbox, BoxLoss) and not reg_decoded_bbox:
+            raise self.value_error(f"{self.loss_bbox!r} needs boxes: set reg_decoded_bbox=True")
 
 
 def as_shapes(name: str, shapes: Any, labels: jax.Array, dtype: Any) -> jax.Array:
