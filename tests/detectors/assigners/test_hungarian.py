@@ -24,6 +24,9 @@ def random_batch(rows, columns, kind):
         "normal": rng.normal(size=shape),
         "ties": rng.integers(0, 3, shape).astype(float),
         "scales": rng.normal(size=shape) * 10.0 ** rng.integers(-6, 7, (MATRICES, 1, 1)),
+        "equal": np.full(shape, 2.5),
+        # All columns want the same rows.
+        "contested": rng.normal(size=(MATRICES, rows, 1)) + 0.01 * rng.normal(size=shape),
     }[kind]
     mask = rng.random((MATRICES, columns)) < 0.7
     mask[::10] = False
@@ -44,7 +47,7 @@ def assert_matching(gt_inds, mask):
 
 
 @pytest.mark.one_in(6)
-@pytest.mark.parametrize("kind", ["normal", "ties", "scales"])
+@pytest.mark.parametrize("kind", ["normal", "ties", "scales", "equal", "contested"])
 @pytest.mark.parametrize(("rows", "columns"), SHAPES)
 def test_the_total_equals_scipys(rows, columns, kind, x64):
     costs, mask = random_batch(rows, columns, kind)
@@ -125,6 +128,34 @@ def test_padded_columns_take_no_time():
 
     real, padded = np.ones(100, bool), np.zeros(100, bool)
     assert least_seconds(padded) < 5 * least_seconds(real)
+
+
+def test_columns_take_their_cheapest_row_and_the_first_of_equal_ones():
+    costs = np.array([[1.0, 5, 3], [1, 2, 0], [4, 2, 3]], np.float32)
+    np.testing.assert_array_equal(hungarian(costs), [1, 3, 2])
+    np.testing.assert_array_equal(hungarian(np.zeros((4, 3), np.float32)), [1, 2, 3, 0])
+
+
+def test_only_accelerators_match_a_batch_together():
+    """Together takes a CPU three times as long where all columns want the same rows."""
+    traced = jax.jit(hungarian).trace(jax.ShapeDtypeStruct((16, 30, 7), np.float32))
+    together = {
+        platform: "tensor<16x30xi1>" in traced.lower(lowering_platforms=(platform,)).as_text()
+        for platform in ("cpu", "tpu", "cuda")
+    }
+    assert together == {"cpu": False, "tpu": True, "cuda": True}
+
+
+def test_a_batch_matched_together_is_as_matched_one_by_one(monkeypatch):
+    costs, mask = random_batch(9, 6, "contested")
+    one_by_one = hungarian(costs.astype(np.float32), mask)
+
+    def others(*arrays, cpu, default):
+        return default(*arrays)
+
+    monkeypatch.setattr(jax.lax, "platform_dependent", others)
+    together = jax.jit(hungarian.__wrapped__)(costs.astype(np.float32), mask)
+    np.testing.assert_array_equal(together, one_by_one)
 
 
 @pytest.mark.one_in(2)
