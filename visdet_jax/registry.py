@@ -1,6 +1,7 @@
 """From a config dict to a loss: `build_loss(dict(type="FocalLoss", gamma=2.0))`."""
 
 import dataclasses
+import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -275,7 +276,8 @@ def _plain(where: str, value: Any, kind: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(_plain(where, v, item_type(kind)) for v in value)
     options = union_members(kind)
-    if isinstance(value, str) and str not in options:
+    takes_strings = any(k is str or typing.get_origin(k) is typing.Literal for k in options)
+    if isinstance(value, str) and not takes_strings:
         for number in (int, float):
             if number in options or (number is int and float in options):
                 try:

@@ -9,6 +9,7 @@ bins         boxes as distributions over bins, for D-FINE
 nms          non-maximum suppression into a fixed number of slots
 roi_align    what a feature map holds in regions, at one size
 masks        masks of boxes, cropped from bitmaps and pasted into them
+points       what masks hold at points, and which points are the least certain
 _pairs       what the overlaps and the losses of pairs of boxes are made of
 _gaussians   rotated boxes as Gaussians, and the distances of these
 """
@@ -32,6 +33,8 @@ from visdet_jax.boxes.nms import batched_nms as batched_nms
 from visdet_jax.boxes.nms import multiclass_nms as multiclass_nms
 from visdet_jax.boxes.nms import nms as nms
 from visdet_jax.boxes.overlap import bbox_overlaps as bbox_overlaps
+from visdet_jax.boxes.points import sample_points as sample_points
+from visdet_jax.boxes.points import uncertain_points as uncertain_points
 from visdet_jax.boxes.roi_align import roi_align as roi_align
 from visdet_jax.boxes.tblr import bboxes2tblr as bboxes2tblr
 from visdet_jax.boxes.tblr import tblr2bboxes as tblr2bboxes

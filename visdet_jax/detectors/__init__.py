@@ -76,6 +76,9 @@ from visdet_jax.detectors.heads.detr import ConditionalDETRHead as ConditionalDE
 from visdet_jax.detectors.heads.detr import DABDETRHead as DABDETRHead
 from visdet_jax.detectors.heads.detr import DeformableDETRHead as DeformableDETRHead
 from visdet_jax.detectors.heads.detr import DETRHead as DETRHead
+from visdet_jax.detectors.heads.dfine import DEIMCriterion as DEIMCriterion
+from visdet_jax.detectors.heads.dfine import DFINECriterion as DFINECriterion
+from visdet_jax.detectors.heads.dfine import union_of_matchings as union_of_matchings
 from visdet_jax.detectors.heads.fcos import FCOSHead as FCOSHead
 from visdet_jax.detectors.heads.fcos import FCOSRPNHead as FCOSRPNHead
 from visdet_jax.detectors.heads.fcos import NASFCOSHead as NASFCOSHead
@@ -85,10 +88,12 @@ from visdet_jax.detectors.heads.mask_head import FCNMaskHead as FCNMaskHead
 from visdet_jax.detectors.heads.panoptic_fpn import PanopticFPNHead as PanopticFPNHead
 from visdet_jax.detectors.heads.retina import RetinaHead as RetinaHead
 from visdet_jax.detectors.heads.retina import RetinaSepBNHead as RetinaSepBNHead
+from visdet_jax.detectors.heads.rfdetr import RFDETRCriterion as RFDETRCriterion
 from visdet_jax.detectors.heads.roi_head import DoubleHeadRoIHead as DoubleHeadRoIHead
 from visdet_jax.detectors.heads.roi_head import StandardRoIHead as StandardRoIHead
 from visdet_jax.detectors.heads.roi_head import TridentRoIHead as TridentRoIHead
 from visdet_jax.detectors.heads.rpn import RPNHead as RPNHead
+from visdet_jax.detectors.heads.rtdetr import RTDETRCriterion as RTDETRCriterion
 from visdet_jax.detectors.heads.rtmdet import RTMDetHead as RTMDetHead
 from visdet_jax.detectors.heads.rtmdet import RTMDetSepBNHead as RTMDetSepBNHead
 from visdet_jax.detectors.heads.rtmdet_ins import RTMDetInsHead as RTMDetInsHead
@@ -133,10 +138,13 @@ from visdet_jax.detectors.samplers.sampler import Sampler as Sampler
 from visdet_jax.detectors.structures import Candidates as Candidates
 from visdet_jax.detectors.structures import Detections as Detections
 from visdet_jax.detectors.structures import DETROutputs as DETROutputs
+from visdet_jax.detectors.structures import DFINEOutputs as DFINEOutputs
 from visdet_jax.detectors.structures import HeadOutputs as HeadOutputs
 from visdet_jax.detectors.structures import HeadTargets as HeadTargets
 from visdet_jax.detectors.structures import Image as Image
+from visdet_jax.detectors.structures import MaskPoints as MaskPoints
 from visdet_jax.detectors.structures import Proposals as Proposals
+from visdet_jax.detectors.structures import RFDETROutputs as RFDETROutputs
 from visdet_jax.detectors.structures import RoIOutputs as RoIOutputs
 from visdet_jax.detectors.structures import Rows as Rows
 from visdet_jax.detectors.structures import Samples as Samples

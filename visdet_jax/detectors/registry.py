@@ -95,6 +95,8 @@ def build_head(bbox_head: Any, train_cfg: Any = None, test_cfg: Any = None) -> A
     cls = HEADS.find(settings["type"], settings.get("_scope_"))
     if test_cfg is not None:
         settings["test_cfg"] = test_cfg
+    if from_project := getattr(cls, "from_project", None):
+        settings = from_project(settings)
     if from_mmdet := getattr(cls, "from_mmdet", None):
         return HEADS.build(from_mmdet(settings, training))
     if training is not None and "assigner" in field_types(cls):

@@ -41,14 +41,79 @@ class DETROutputs(NamedTuple):
     """The outputs of a decoder with L layers and Q queries: what mmdet's `loss_by_feat` gets.
 
     Boxes are (cx, cy, w, h) in fractions of the image. The last layer's are the detections; those
-    of the layers before it are auxiliary. A two-stage encoder adds P proposals, which learn only
-    whether there is an object, as class 0.
+    of the layers before it are auxiliary. A two-stage encoder adds P proposals. The N denoising
+    queries are `denoising_queries`, and so is what they learn; mmdet has them in front of the
+    others.
     """
 
     cls_scores: jax.Array  # Logits (L, B, Q, C); C + 1 with a softmax, whose last is background.
     bbox_preds: jax.Array  # (L, B, Q, 4)
     enc_cls_scores: jax.Array | None = None  # Logits (B, P, C).
     enc_bbox_preds: jax.Array | None = None  # (B, P, 4)
+    dn_cls_scores: jax.Array | None = None  # Logits (L, B, N, C).
+    dn_bbox_preds: jax.Array | None = None  # (L, B, N, 4)
+    # (B, N) integers: 1 for the first box, 0 for background, -1 for queries that learn nothing.
+    dn_gt_inds: jax.Array | None = None
+
+
+@exportable
+class DFINEOutputs(NamedTuple):
+    """The outputs of D-FINE's decoder with L layers and Q queries: what `DFINECriterion` gets.
+
+    Boxes are (cx, cy, w, h) in fractions of the image. `corners` are the logits of the bins 0 to
+    reg_max of each side, left, top, right, bottom; see `boxes.bins`. The last layer's boxes are the
+    detections. What a network does not have stays None.
+    """
+
+    cls_scores: jax.Array  # Logits (L, B, Q, C).
+    bbox_preds: jax.Array  # (L, B, Q, 4)
+    corners: jax.Array | None = None  # (L, B, Q, 4 · (reg_max + 1))
+    ref_points: jax.Array | None = None  # (B, Q, 4) boxes that the corners of all layers refine.
+    up: jax.Array | float | None = None  # () or (1,), see `bin_values`.
+    reg_scale: jax.Array | float | None = None  # () or (1,), see `bin_values`.
+    # Of a plain head after the first layer, and of the encoder.
+    pre_cls_scores: jax.Array | None = None  # Logits (B, Q, C).
+    pre_bbox_preds: jax.Array | None = None  # (B, Q, 4)
+    enc_cls_scores: jax.Array | None = None  # Logits (B, Q, C), or (B, Q, 1) of any class.
+    enc_bbox_preds: jax.Array | None = None  # (B, Q, 4)
+    # Of the N denoising queries.
+    dn_cls_scores: jax.Array | None = None  # Logits (L, B, N, C).
+    dn_bbox_preds: jax.Array | None = None  # (L, B, N, 4)
+    dn_corners: jax.Array | None = None  # (L, B, N, 4 · (reg_max + 1))
+    dn_ref_points: jax.Array | None = None  # (B, N, 4)
+    dn_pre_cls_scores: jax.Array | None = None  # Logits (B, N, C).
+    dn_pre_bbox_preds: jax.Array | None = None  # (B, N, 4)
+    dn_gt_inds: jax.Array | None = None  # (B, N), as in `DETROutputs`.
+
+
+@exportable
+class RFDETROutputs(NamedTuple):
+    """The outputs of RF-DETR's decoder with L layers and Q queries, in groups one after the other.
+
+    Boxes are (cx, cy, w, h) in fractions of the image. The last layer's are the detections. A
+    two-stage encoder adds P proposals, in as many groups. Masks are h x w, of the whole image.
+    """
+
+    cls_scores: jax.Array  # Logits (L, B, Q, C).
+    bbox_preds: jax.Array  # (L, B, Q, 4)
+    mask_preds: jax.Array | None = None  # Logits (L, B, Q, h, w).
+    enc_cls_scores: jax.Array | None = None  # Logits (B, P, C).
+    enc_bbox_preds: jax.Array | None = None  # (B, P, 4)
+    enc_mask_preds: jax.Array | None = None  # Logits (B, P, h, w).
+
+
+@exportable
+class MaskPoints(NamedTuple):
+    """The random points at which RF-DETR's masks are compared, for a replay.
+
+    S are the L layers of the decoder, and then the encoder where there is one. Points are x, y in
+    fractions of the image. P is h · w / mask_point_sample_ratio, rounded down; the losses have
+    max(h, P).
+    """
+
+    matching: jax.Array  # (S, P, 2)
+    candidates: jax.Array  # (S, B, Q, 3 · max(h, P), 2), see `uncertain_points`.
+    rest: jax.Array  # (S, B, Q, a quarter of max(h, P), rounded up, 2)
 
 
 @exportable

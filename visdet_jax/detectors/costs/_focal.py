@@ -18,5 +18,12 @@ def focal_costs(pred: jax.Array, alpha: Any, gamma: Any, eps: Any) -> tuple[jax.
     dtype = compute_dtype(pred=pred)
     alpha, gamma, eps = as_dtype(dtype, alpha, gamma, eps)
     sigmoid = sigmoid_parts(pred.astype(dtype))
-    positive = -alpha * power(sigmoid.not_p, gamma) * jnp.log(sigmoid.p + eps)
-    return positive, -(1 - alpha) * power(sigmoid.p, gamma) * jnp.log(sigmoid.not_p + eps)
+    positive = alpha * power(sigmoid.not_p, gamma) * _cost(sigmoid.p, sigmoid.minus_log_p, eps)
+    negative = _cost(sigmoid.not_p, sigmoid.minus_log_not_p, eps)
+    return positive, (1 - alpha) * power(sigmoid.p, gamma) * negative
+
+
+def _cost(p: jax.Array, minus_log_p: jax.Array, eps: jax.Array) -> jax.Array:
+    """-log(p + eps), which is finite for p = 0 and eps = 0 too: -log p is then that of the logit."""
+    total = p + eps
+    return jnp.where(total > 0, -jnp.log(jnp.where(total > 0, total, 1)), minus_log_p)

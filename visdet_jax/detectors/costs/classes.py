@@ -65,7 +65,8 @@ def focal_loss_cost(
       gamma: Focusing exponent, at least 0. Larger values weight down what is predicted well
         already.
       eps: Added to the probabilities before the logarithm, at least 0. Larger values bound the
-        costs of logits that are certain and wrong lower; with 0 those beyond ±100 may cost inf.
+        costs of logits that are certain and wrong lower. With 0, as rf-detr has it, the costs are
+        finite too.
 
     Returns: (Q, G), negative where the class is predicted well.
     Raises: ValueError for shapes that do not fit, TypeError for class indices that are floats.

@@ -49,6 +49,7 @@ class Criterion:
         weight: jax.Array | None,
         avg_factor: Number,
         levels: Sequence[slice] | None = None,
+        **extra: jax.Array,
     ) -> None:
         """Calls the loss of that name on arrays (B, N, ...), made arrays (B · N, ...).
 
@@ -65,6 +66,7 @@ class Criterion:
           weight: (B, N) or (B, N, ...). None counts all rows alike.
           avg_factor: What the sum over the whole batch is divided by.
           levels: Which rows each level has, where the rows are not those of all priors.
+          extra: What the loss takes besides, by name: arrays (B, N, ...).
         """
         loss, values = getattr(self.head, name), []
         levels = self.levels if levels is None else levels
@@ -80,9 +82,11 @@ class Criterion:
         else:
             preds, levels = [pred], [slice(None)]
         for part, level in zip(preds, levels, strict=True):
-            rows = jax.tree.map(lambda x, level=level: _flat(x[:, level]), (target, weight))
+            *rows, own = jax.tree.map(
+                lambda x, level=level: _flat(x[:, level]), (target, weight, extra)
+            )
             value, self.state[name] = loss.update(
-                self.state[name], _flat(part), *rows, avg_factor, **options
+                self.state[name], _flat(part), *rows, avg_factor, **options, **own
             )
             values.append(value)
         total = jax.tree.map(lambda *parts: functools.reduce(operator.add, parts), *values)

@@ -28,6 +28,8 @@ H = TypeVar("H", bound="WithLosses")
 P = ParamSpec("P")
 R = TypeVar("R")
 
+# Arguments that choose the program.
+_STATIC = ("axis_name", "image_shape", "training")
 # Arguments that may be lists or tuples of numbers.
 _SHAPES = ("image_shapes", "pad_shapes")
 
@@ -35,7 +37,7 @@ _SHAPES = ("image_shapes", "pad_shapes")
 def compiled(method: Callable[Concatenate[H, P], R]) -> Callable[Concatenate[H, P], R]:
     """Decorator that jits a method of a head and puts the head's name in front of its errors.
 
-    `self`, `axis_name` and `image_shape` are static, all other arguments are traced. Lists and
+    `self` and the names in `_STATIC` are static, all other arguments are traced. Lists and
     tuples of numbers for `image_shapes` and `pad_shapes` are made arrays first: the jit would take
     each of their numbers for an array of its own.
 
@@ -43,7 +45,7 @@ def compiled(method: Callable[Concatenate[H, P], R]) -> Callable[Concatenate[H, 
     without a jit of their own, inside the jit or vmap that traces.
     """
     signature = inspect.signature(method)
-    static = [name for name in ("self", "axis_name", "image_shape") if name in signature.parameters]
+    static = [name for name in ("self", *_STATIC) if name in signature.parameters]
     jitted = jax.jit(method, static_argnames=static)
 
     @functools.wraps(method)

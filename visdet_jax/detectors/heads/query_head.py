@@ -1,0 +1,216 @@
+"""The base of the heads whose queries are matched with boxes: DETR and its successors."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from visdet_jax.boxes.formats import convert_boxes, denormalize_boxes, normalize_boxes
+from visdet_jax.core.checks import as_labels
+from visdet_jax.core.devices import sharded_as
+from visdet_jax.core.dtypes import compute_dtype
+from visdet_jax.core.elementary import clamp
+from visdet_jax.core.hyperparameters import Number
+from visdet_jax.detectors.assigners.assigner import pick
+from visdet_jax.detectors.assigners.hungarian import HungarianAssigner, hungarian
+from visdet_jax.detectors.costs.match_cost import Instances
+from visdet_jax.detectors.heads.criterion import Criterion
+from visdet_jax.detectors.heads.head import Head, as_shapes, compiled
+from visdet_jax.detectors.structures import (
+    AxisName,
+    Detections,
+    HeadTargets,
+    Losses,
+    Shapes,
+    States,
+)
+from visdet_jax.losses.boxes._box_loss import BoxLoss
+from visdet_jax.losses.loss import Loss
+
+
+class QuerySets(NamedTuple):
+    """S sets of Q queries for each of B images, matched one by one: those of S layers, say."""
+
+    cls_scores: jax.Array  # Logits (S, B, Q, C).
+    bbox_preds: jax.Array  # (S, B, Q, 4) as cx, cy, w, h in fractions of the image.
+    gt: Instances  # (B, G, ...), with labels and bboxes in pixels.
+    # Masks at P points, where they are matched too.
+    mask_preds: jax.Array | None = None  # Logits (S, B, Q, P).
+    gt_masks: jax.Array | None = None  # (S, B, G, P)
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueryHead(Head):
+    """Base of the heads whose queries are matched with boxes.
+
+    Args:
+      loss_bbox: Loss of centres and sizes, in fractions of the image.
+      loss_iou: Loss of the boxes as x1, y1, x2, y2.
+      assigner: Matches boxes and queries; mmdet's `train_cfg` has it.
+    """
+
+    loss_iou: Loss
+    assigner: HungarianAssigner
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.loss_bbox, BoxLoss):
+            raise self.value_error(
+                f"loss_bbox gets centres and sizes, and {self.loss_bbox!r} needs corners"
+            )
+
+    # What users call. The subclasses have `update`, `loss` and `targets`.
+
+    @compiled
+    def decode(self, outputs: Any, image_shapes: Shapes | Sequence[Number]) -> Detections:
+        """Boxes and scores of the last layer's queries. There are no duplicates to suppress.
+
+        Scores are sigmoid(cls_scores), or the softmax without the background.
+
+        Args:
+          outputs: What the network gave, as `loss` takes it.
+          image_shapes: (B, 2) height and width of each image in pixels, or one (height, width) for
+            all. Boxes are clipped to them.
+        """
+        self._check_outputs(outputs)
+        dtype = compute_dtype(pred=outputs.bbox_preds)
+        scores = self.scores(outputs.cls_scores[-1].astype(dtype))
+        boxes = convert_boxes(outputs.bbox_preds[-1].astype(dtype), "cxcywh", "xyxy")
+        boxes = denormalize_boxes(clamp(boxes, 0, 1), jnp.asarray(image_shapes))
+        return Detections(boxes, scores)
+
+    # What a subclass may extend.
+
+    def examples(self, rows: int) -> dict[str, tuple[Any, Any]]:
+        examples = super().examples(rows)
+        return examples | {"loss_iou": examples["loss_bbox"]}
+
+    def corners(self, boxes: jax.Array) -> jax.Array:
+        """Boxes (..., 4) as cx, cy, w, h as the corners whose overlap is looked at."""
+        return convert_boxes(boxes, "cxcywh", "xyxy")
+
+    def _check_outputs(self, outputs: Any) -> None:
+        """Raises a TypeError or ValueError unless the outputs are what this head takes."""
+        raise NotImplementedError(f"{type(self).__name__} must define _check_outputs")
+
+    # What subclasses share.
+
+    def prepare(
+        self, outputs: Any, gt_boxes: Any, gt_labels: Any, image_shapes: Shapes
+    ) -> tuple[Instances, jax.Array]:
+        """(ground truth without what stands in its padding, image shapes) of checked outputs."""
+        self._check_outputs(outputs)
+        dtype = compute_dtype(pred=outputs.bbox_preds)
+        batch = outputs.cls_scores.shape[1]
+        gt_boxes, gt_labels = self.ground_truth(gt_boxes, gt_labels, batch, dtype)
+        shapes = as_shapes("image_shapes", image_shapes, gt_labels, dtype)
+        return Instances(bboxes=gt_boxes, labels=gt_labels), shapes
+
+    def targets_of(self, gt_inds: jax.Array, gt: Instances, image_shapes: jax.Array) -> HeadTargets:
+        """What queries (L, B, Q) learn that are matched so."""
+        gt_boxes: Any = gt.bboxes
+        gt_labels: Any = gt.labels
+        pick_in_layers = jax.vmap(jax.vmap(pick), in_axes=(None, 0))
+        labels = pick_in_layers(gt_labels, gt_inds)
+        gt_inds = jnp.where(labels >= 0, gt_inds, jnp.minimum(gt_inds, 0))
+        gt_boxes = normalize_boxes(convert_boxes(gt_boxes), image_shapes)
+        boxes = pick_in_layers(gt_boxes, gt_inds)
+        return jax.lax.stop_gradient(self.make_targets(gt_inds, labels, boxes))
+
+    def match(
+        self,
+        sets: dict[str, QuerySets],
+        image_shapes: jax.Array,
+        given: dict[str, Any],
+        groups: int = 1,
+    ) -> dict[str, jax.Array]:
+        """The matching (S, B, Q) of each entry of `sets`, by the same names; see `hungarian`.
+
+        All that have the same number of queries are matched in one call.
+
+        Args:
+          sets: The queries. The names are what stands before "gt_inds" in errors.
+          image_shapes: (B, 2) height and width in pixels.
+          given: Matchings that take the place of the assigner's, or None where there is none. A
+            query is -1 where it is left out.
+          groups: Into how many groups of equal size, one after the other, the queries are divided.
+            Each group is matched with all boxes.
+
+        Raises: ValueError, TypeError for a matching given that does not fit.
+        """
+        found, costs = {}, {}
+        for name, queries in sets.items():
+            if (gt_inds := given.get(name)) is None:
+                costs[name] = self._costs(queries, image_shapes)
+            else:
+                shape = queries.cls_scores.shape[:3]
+                found[name] = as_labels(f"{name}gt_inds", gt_inds, shape)
+        sizes = {name: cost.shape[2] for name, cost in costs.items()}
+        for size in dict.fromkeys(sizes.values()):
+            if size % groups:
+                raise ValueError(f"{size} queries are no {groups} groups of equal size")
+            names = [name for name, other in sizes.items() if other == size]
+            together = jnp.concatenate([costs[name] for name in names])
+            mask = jnp.concatenate([_exists(sets[name]) for name in names])
+            *leading, _, boxes = together.shape
+            matrices = together.reshape(*leading, groups, size // groups, boxes)
+            mask = jnp.broadcast_to(mask[:, :, None], (*leading, groups, boxes))
+            gt_inds = hungarian(matrices, mask).reshape(*leading, size)
+            start = 0
+            for name in names:
+                stop = start + len(costs[name])
+                found[name] = sharded_as(gt_inds[start:stop], sets[name].cls_scores)
+                start = stop
+        return found
+
+    def _costs(self, queries: QuerySets, image_shapes: jax.Array) -> jax.Array:
+        """The costs (S, B, Q, G)."""
+        boxes = self.corners(queries.bbox_preds.astype(image_shapes.dtype))
+
+        masks = queries.mask_preds, queries.gt_masks
+
+        def cost(
+            scores: jax.Array, boxes: jax.Array, masks: Any, gt: Instances, image_shape: jax.Array
+        ) -> jax.Array:
+            boxes = denormalize_boxes(boxes, image_shape)
+            pred = Instances(scores=scores, bboxes=boxes, masks=masks[0])
+            return self.assigner.cost(pred, gt._replace(masks=masks[1]), image_shape)
+
+        cost_of_sets = jax.vmap(jax.vmap(cost), in_axes=(0, 0, 0, None, None))
+        return cost_of_sets(queries.cls_scores, boxes, masks, queries.gt, image_shapes)
+
+    def losses_of_layers(
+        self,
+        compute: Callable[[Criterion, Any], None],
+        state: States,
+        arrays: Any,
+        axis_name: AxisName,
+    ) -> tuple[list[Losses], States]:
+        """The losses of each of L layers, and the state, which goes from layer to layer.
+
+        One program serves all layers.
+
+        Args:
+          compute: Adds the losses of one layer to a criterion.
+          state: The losses' states by name.
+          arrays: What `compute` gets of each layer, with an axis L in front.
+          axis_name: The mesh axis, or axes, over which the batch is spread.
+        """
+
+        def layer(state: States, arrays: Any) -> tuple[States, Losses]:
+            rows = jax.tree.leaves(arrays)[0].shape[1]
+            criterion = Criterion(self, state, (rows,), axis_name)
+            compute(criterion, arrays)
+            return criterion.state, criterion.losses
+
+        state, by_layer = jax.lax.scan(layer, state, arrays)
+        layers = range(len(jax.tree.leaves(arrays)[0]))
+        return [{name: values[i] for name, values in by_layer.items()} for i in layers], state
+
+
+def _exists(queries: QuerySets) -> jax.Array:
+    """Which ground truths there are, (S, B, G)."""
+    labels: Any = queries.gt.labels
+    return jnp.broadcast_to(labels >= 0, (len(queries.cls_scores), *labels.shape))
