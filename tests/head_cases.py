@@ -20,6 +20,8 @@ from visdet_jax.detectors import (
     FCOSHead,
     HeadOutputs,
     RTMDetHead,
+    SparseRoIHead,
+    SparseRoIOutputs,
     TOODHead,
     VFNetHead,
     YOLORTMDetHead,
@@ -289,6 +291,21 @@ QUERY_ROWS = {
         {"assigner": {"type": "HungarianAssigner", "match_costs": COSTS}},
     ),
 }
+STAGE_NAMES = tuple(
+    f"s{stage}.{name}" for stage in range(LAYERS) for name in ("loss_cls", "loss_bbox", "loss_iou")
+)
+QUERY_ROWS["SparseRoIHead"] = Row(
+    {
+        "type": "SparseRoIHead",
+        "num_classes": CLASSES,
+        "loss_cls": {"type": "FocalLoss", "use_sigmoid": True, "loss_weight": 2.0},
+        "loss_bbox": {"type": "L1Loss", "loss_weight": 5.0},
+        "loss_iou": GIOU,
+        "stage_loss_weights": [1, 0.5],
+    },
+    STAGE_NAMES,
+    {"assigner": {"type": "HungarianAssigner", "match_costs": COSTS}, "pos_weight": 1},
+)
 EVERY_ROW = ROWS | QUERY_ROWS
 
 # Heads whose losses are another's, which has a row: their networks differ.
@@ -306,10 +323,14 @@ WITH_MASKS = ("RTMDetInsHead", "RTMDetInsSepBNHead")
 def outputs_for(head, batch=2, dtype=np.float32, seed=0, sizes=SIZES, layers=LAYERS):
     """What a network might give for the head: random logits, and boxes in the head's own form."""
     rng = np.random.default_rng(seed)
-    if isinstance(head, DETRHead):
+    if isinstance(head, DETRHead | SparseRoIHead):
         shape = (layers, batch, QUERIES)
         center, size = rng.uniform(0.2, 0.8, (*shape, 2)), rng.uniform(0.1, 0.5, (*shape, 2))
         logits = rng.normal(0, 1, (*shape, head.channels["cls_scores"])).astype(dtype)
+        if isinstance(head, SparseRoIHead):
+            scale = np.array([IMAGE[1], IMAGE[0]] * 2)
+            boxes = np.concatenate([center - size / 2, center + size / 2], axis=-1) * scale
+            return SparseRoIOutputs(logits, boxes.astype(dtype))
         return DETROutputs(logits, np.concatenate([center, size], axis=-1).astype(dtype))
 
     def maps(channels):
@@ -358,7 +379,12 @@ def batch_for(head, counts=(3, 1), rows=4, dtype=np.float32):
 
 def sharding_specs(head, axis="data"):
     """How the arguments of `batch_for` are spread over a mesh axis: image by image."""
-    return P(None, axis) if isinstance(head, DETRHead) else P(axis), P(axis), P(axis), P(axis)
+    return (
+        P(None, axis) if isinstance(head, DETRHead | SparseRoIHead) else P(axis),
+        P(axis),
+        P(axis),
+        P(axis),
+    )
 
 
 def total(losses):

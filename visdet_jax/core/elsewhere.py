@@ -10,9 +10,9 @@ ELSEWHERE = {
         BasePanopticFusionHead BaseSemanticHead BboxOverlaps2D_GLIP BoxInstBboxHead
         BoxInstMaskHead BucketingBBoxCoder CascadeRPNHead CenterNetHead
         CenterNetUpdateHead CenterRegionAssigner CentripetalHead CoarseMaskHead
-        CondInstBboxHead CondInstMaskHead CornerHead DDODHead DDQDETRHead DIIHead
+        CondInstBboxHead CondInstMaskHead CornerHead DDODHead DDQDETRHead
         DINOHead DecoupledSOLOHead DecoupledSOLOLightHead DeltaXYWHBBoxCoderForGLIP
-        DynamicMaskHead DynamicRoIHead EmbeddingRPNHead
+        DynamicRoIHead
         FSAFHead FeatureRelayHead FoveaHead FreeAnchorRetinaHead FusedSemanticHead
         GARPNHead GARetinaHead GlobalContextHead GridAssigner GridHead GridRoIHead
         GroundingDINOHead GuidedAnchorHead HTCMaskHead HeuristicFusionHead
@@ -25,7 +25,7 @@ ELSEWHERE = {
         QuasiDenseTrackHead
         RegionAssigner RepPointsHead RoIEmbedHead RoITrackHead SABLHead SABLRetinaHead
         SCNetBBoxHead SCNetMaskHead SCNetRoIHead SCNetSemanticHead SOLOHead SOLOV2Head
-        SSDAnchorGenerator SSDHead ScoreHLRSampler SparseRoIHead
+        SSDAnchorGenerator SSDHead ScoreHLRSampler
         StageCascadeRPNHead TopkHungarianAssigner
         UniformAssigner YOLACTHead YOLOBBoxCoder YOLOFHead
         YOLOV3Head
