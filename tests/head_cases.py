@@ -305,6 +305,7 @@ QUERY_ROWS["SparseRoIHead"] = Row(
     },
     STAGE_NAMES,
     {"assigner": {"type": "HungarianAssigner", "match_costs": COSTS}, "pos_weight": 1},
+    fields=("loss_cls", "loss_bbox", "loss_iou"),
 )
 EVERY_ROW = ROWS | QUERY_ROWS
 

@@ -68,17 +68,8 @@ def hungarian(costs: jax.Array, mask: jax.Array | None = None) -> jax.Array:
 
 def _match(costs: jax.Array, mask: jax.Array) -> jax.Array:
     """`hungarian` of matrices (N, Q, G)."""
-    rows, columns = costs.shape[1:]
-    allowed = jnp.isfinite(costs) & mask[:, None]
-    least = jnp.where(allowed, costs, jnp.inf).min(1)
-    most = jnp.where(allowed, costs, -jnp.inf).max(1)
-    row = jnp.arange(rows, dtype=jnp.int32)
-    first = jnp.where(costs == least[:, None], row[None, :, None], rows).min(1)
-    # A column that is padding, or has no finite cost, wants no row.
-    first = jnp.where(least < jnp.inf, first, rows)
-    same = (first[:, None] == first[:, :, None]) & (first < rows)[..., None]
-    beaten = (same & jnp.tri(columns, k=-1, dtype=bool)[None]).any(2)
-    arrays = (costs, least, most, first, beaten)
+    # Keep the barrier. Without it a TPU's program computes the costs anew for each of three kernels.
+    arrays = jax.lax.optimization_barrier((costs, mask))
     # A CPU takes the matrices one by one. Together, each step would go on for all of them until
     # the slowest has its matching: three times as long where all columns want the same rows.
     return jax.lax.platform_dependent(
@@ -88,24 +79,28 @@ def _match(costs: jax.Array, mask: jax.Array) -> jax.Array:
     )
 
 
-def _match_one(
-    costs: jax.Array, least: jax.Array, most: jax.Array, first: jax.Array, beaten: jax.Array
-) -> jax.Array:
-    """The matching of one matrix (Q, G), in which the columns take their cheapest rows.
-
-    Args:
-      costs: (Q, G), finite or not.
-      least, most: (G,) smallest and largest finite cost of each column; inf and -inf without any.
-      first: (G,) the row of the smallest cost; Q for columns that take none.
-      beaten: (G,) whether a column before this one has that row.
-    """
+def _match_one(costs: jax.Array, mask: jax.Array) -> jax.Array:
+    """`hungarian` of one matrix (Q, G)."""
     rows, columns = costs.shape
+    allowed = jnp.isfinite(costs) & mask[None]
+    least = jnp.where(allowed, costs, jnp.inf).min(0)
+    most = jnp.where(allowed, costs, -jnp.inf).max(0)
+    row = jnp.arange(rows, dtype=jnp.int32)[:, None]
+    # Keep the two reductions. `argmin` takes a CPU six times as long.
+    cheapest = jnp.where(costs == least[None], row, rows).min(0)
     numbers = jnp.arange(1, columns + 1, dtype=jnp.int32)
-    matched = jnp.zeros_like(first, shape=rows)
-    matched = matched.at[jnp.where(beaten, rows, first)].set(numbers, mode="drop")
+    before = jnp.tri(columns, k=-1, dtype=bool)
+    beaten = ((cheapest[None] == cheapest[:, None]) & before).any(1)
+    # A column may find no row that costs the least: where the costs are computed in the same program,
+    # XLA may compute them twice, for the least and to compare with it, and round in two ways. The
+    # column then searches a path as those do that are beaten. A column that is padding, or has no finite cost, wants no row.
+    exists = least < jnp.inf
+    free = exists & (beaten | (cheapest == rows))
+    matched = jnp.zeros_like(cheapest, shape=rows)
+    matched = matched.at[jnp.where(exists & ~free, cheapest, rows)].set(numbers, mode="drop")
     return jax.lax.cond(
-        beaten.any(),
-        lambda: _augment(_normalized(costs, least.min(), most.max()).T, matched, beaten),
+        free.any(),
+        lambda: _augment(_normalized(costs, least.min(), most.max()).T, matched, free),
         lambda: matched,
     )
 
