@@ -68,7 +68,7 @@ def hungarian(costs: jax.Array, mask: jax.Array | None = None) -> jax.Array:
 
 def _match(costs: jax.Array, mask: jax.Array) -> jax.Array:
     """`hungarian` of matrices (N, Q, G)."""
-    # Keep the barrier. Without it a TPU's program computes the costs anew for each of three kernels.
+    # Keep the barrier. Without it a TPU's program computes the costs anew in three kernels.
     arrays = jax.lax.optimization_barrier((costs, mask))
     # A CPU takes the matrices one by one. Together, each step would go on for all of them until
     # the slowest has its matching: three times as long where all columns want the same rows.
@@ -91,9 +91,10 @@ def _match_one(costs: jax.Array, mask: jax.Array) -> jax.Array:
     numbers = jnp.arange(1, columns + 1, dtype=jnp.int32)
     before = jnp.tri(columns, k=-1, dtype=bool)
     beaten = ((cheapest[None] == cheapest[:, None]) & before).any(1)
-    # A column may find no row that costs the least: where the costs are computed in the same program,
-    # XLA may compute them twice, for the least and to compare with it, and round in two ways. The
-    # column then searches a path as those do that are beaten. A column that is padding, or has no finite cost, wants no row.
+    # A column may find no row that costs the least: where the costs are computed in the same
+    # program, XLA may compute them twice, for the least and to compare with it, and round in two
+    # ways. The column then searches a path as those do that are beaten. A column that is padding,
+    # or has no finite cost, wants no row.
     exists = least < jnp.inf
     free = exists & (beaten | (cheapest == rows))
     matched = jnp.zeros_like(cheapest, shape=rows)

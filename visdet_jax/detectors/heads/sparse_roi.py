@@ -86,8 +86,11 @@ class DynamicMaskHead(WithLosses):
         return 1 if self.class_agnostic else self.num_classes
 
     def probabilities(self, mask_preds: jax.Array, labels: jax.Array) -> jax.Array:
-        """The masks (B, G, h, w) of the labels (B, G), of logits with channels behind."""
-        own = jnp.zeros_like(labels) if self.class_agnostic else labels
+        """The masks (B, G, h, w) of the labels (B, G), of logits with channels behind.
+
+        Of those with a negative label nothing is read.
+        """
+        own = jnp.minimum(labels, 0) if self.class_agnostic else labels
         is_own = own[..., None] == jnp.arange(self.channels, dtype=own.dtype)[None, None]
         logits = jnp.where(is_own[:, :, None, None], mask_preds, 0).sum(axis=-1)
         return jax.nn.sigmoid(logits)
@@ -390,9 +393,8 @@ class SparseRoIHead(QueryHead):
             return crop_masks(masks, boxes, gt_inds, output_size=(height, width))
 
         targets = jax.vmap(jax.vmap(crop), in_axes=(None, 0, 0))(gt_masks, boxes, own)
-        probabilities = jax.vmap(self.mask_head.probabilities, in_axes=(0, None))(
-            preds.astype(dtype), labels
-        )
+        labels = jnp.where(regions >= 0, labels[None], -1)
+        probabilities = jax.vmap(self.mask_head.probabilities)(preds.astype(dtype), labels)
         return probabilities, targets, (regions >= 0).astype(dtype)
 
     def _check_outputs(self, outputs: Any) -> None:
