@@ -294,20 +294,23 @@ QUERY_ROWS = {
 STAGE_NAMES = tuple(
     f"s{stage}.{name}" for stage in range(LAYERS) for name in ("loss_cls", "loss_bbox", "loss_iou")
 )
-QUERY_ROWS["SparseRoIHead"] = Row(
-    {
-        "type": "SparseRoIHead",
-        "num_classes": CLASSES,
-        "loss_cls": {"type": "FocalLoss", "use_sigmoid": True, "loss_weight": 2.0},
-        "loss_bbox": {"type": "L1Loss", "loss_weight": 5.0},
-        "loss_iou": GIOU,
-        "stage_loss_weights": [1, 0.5],
-    },
-    STAGE_NAMES,
-    {"assigner": {"type": "HungarianAssigner", "match_costs": COSTS}, "pos_weight": 1},
-    fields=("loss_cls", "loss_bbox", "loss_iou"),
-)
-EVERY_ROW = ROWS | QUERY_ROWS
+# The heads whose regions go from stage to stage, in two stages with five regions.
+STAGE_ROWS = {
+    "SparseRoIHead": Row(
+        {
+            "type": "SparseRoIHead",
+            "num_classes": CLASSES,
+            "loss_cls": {"type": "FocalLoss", "use_sigmoid": True, "loss_weight": 2.0},
+            "loss_bbox": {"type": "L1Loss", "loss_weight": 5.0},
+            "loss_iou": GIOU,
+            "stage_loss_weights": [1, 0.5],
+        },
+        STAGE_NAMES,
+        {"assigner": {"type": "HungarianAssigner", "match_costs": COSTS}, "pos_weight": 1},
+        fields=("loss_cls", "loss_bbox", "loss_iou"),
+    ),
+}
+EVERY_ROW = ROWS | QUERY_ROWS | STAGE_ROWS
 
 # Heads whose losses are another's, which has a row: their networks differ.
 SAME_LOSSES = {
