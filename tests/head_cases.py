@@ -14,11 +14,17 @@ import jax
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
+from visdet_jax.boxes.formats import convert_boxes
 from visdet_jax.detectors import (
     DETRHead,
     DETROutputs,
+    DFINECriterion,
+    DFINEOutputs,
     FCOSHead,
     HeadOutputs,
+    RFDETRCriterion,
+    RFDETROutputs,
+    RTDETRCriterion,
     RTMDetHead,
     SparseRoIHead,
     SparseRoIOutputs,
@@ -31,7 +37,7 @@ from visdet_jax.detectors import (
 CLASSES = 3
 SIZES = ((4, 6), (2, 3))
 IMAGE = (32, 48)
-LAYERS, QUERIES = 2, 5
+LAYERS, QUERIES, DENOISING = 2, 5, 4
 # Where a law takes long, these stand for all heads without `--all`: priors, and queries.
 FEW = ("FCOSHead", "DETRHead")
 ATSS = {"type": "ATSSAssigner", "topk": 4}
@@ -61,6 +67,11 @@ class Row:
     def key(self, loss):
         """The name by which the head gives a loss: "loss_rpn_cls" for an RPN's "loss_cls"."""
         return next(name for name in self.names if name.endswith(loss.removeprefix("loss")))
+
+    def is_of_boxes(self, key):
+        """Whether a loss of that name is the one of `loss_bbox`, of any layer or part."""
+        _, found, layer = key.partition("_bbox")
+        return bool(found) and layer not in ("_rf",)
 
     def has_classes(self):
         """Whether the head's number of classes may be chosen."""
@@ -310,7 +321,54 @@ STAGE_ROWS = {
         fields=("loss_cls", "loss_bbox", "loss_iou"),
     ),
 }
-EVERY_ROW = ROWS | QUERY_ROWS | STAGE_ROWS
+L1 = {"type": "L1Loss", "loss_weight": 5.0}
+
+
+def names_of(losses, *layers):
+    """The names of losses in layers, by what stands behind them."""
+    return tuple(f"loss_{loss}{layer}" for layer in layers for loss in losses)
+
+
+OF_BOXES = ("bbox", "giou")
+OF_DFINE = ("", "_aux_0", "_pre", "_enc_0", "_dn_0", "_dn_1", "_dn_pre")
+OF_SIDES = ("loss_fgl", "loss_fgl_aux_0", "loss_ddf_aux_0", "loss_fgl_dn_0", "loss_ddf_dn_0")
+FIELDS = ("loss_cls", "loss_bbox", "loss_iou")
+
+# The criteria that are no heads of mmdet.
+CRITERION_ROWS = {
+    "RTDETRCriterion": Row(
+        {"type": "RTDETRCriterion", "num_classes": CLASSES, "loss_bbox": L1},
+        names_of(("vfl", *OF_BOXES), "", "_aux_0", "_enc_0", "_dn_0", "_dn_1"),
+        None,
+        FIELDS,
+        ("loss_vfl", "cls_scores"),
+    ),
+    "DFINECriterion": Row(
+        {"type": "DFINECriterion", "num_classes": CLASSES, "loss_bbox": L1, "reg_max": 4},
+        (
+            *names_of(("vfl", *OF_BOXES), *OF_DFINE),
+            *(*OF_SIDES, "loss_fgl_dn_1", "loss_ddf_dn_1"),
+        ),
+        None,
+        (*FIELDS, "loss_fgl", "loss_ddf"),
+        ("loss_vfl", "cls_scores"),
+    ),
+    "DEIMCriterion": Row(
+        {"type": "DEIMCriterion", "num_classes": CLASSES, "loss_bbox": L1, "reg_max": 4},
+        (*names_of(("mal", *OF_BOXES), *OF_DFINE), *OF_SIDES, "loss_fgl_dn_1"),
+        None,
+        (*FIELDS, "loss_fgl", "loss_ddf"),
+        ("loss_mal", "cls_scores"),
+    ),
+    "RFDETRCriterion": Row(
+        {"type": "RFDETRCriterion", "num_classes": CLASSES, "loss_bbox": L1, "group_detr": 1},
+        names_of(("ce", *OF_BOXES), "", "_0", "_enc"),
+        None,
+        FIELDS,
+        ("loss_ce", "cls_scores"),
+    ),
+}
+EVERY_ROW = ROWS | QUERY_ROWS | CRITERION_ROWS | STAGE_ROWS
 
 # Heads whose losses are another's, which has a row: their networks differ.
 SAME_LOSSES = {
@@ -318,6 +376,7 @@ SAME_LOSSES = {
     "RTMDetSepBNHead": "RTMDetHead",
     "ConditionalDETRHead": "DeformableDETRHead",
     "DABDETRHead": "DeformableDETRHead",
+    "RTDETRCriterionv2": "RTDETRCriterion",
 }
 
 # Heads that need masks too, and are asked their own laws: test_rtmdet_ins.py.
@@ -327,15 +386,34 @@ WITH_MASKS = ("RTMDetInsHead", "RTMDetInsSepBNHead")
 def outputs_for(head, batch=2, dtype=np.float32, seed=0, sizes=SIZES, layers=LAYERS):
     """What a network might give for the head: random logits, and boxes in the head's own form."""
     rng = np.random.default_rng(seed)
-    if isinstance(head, DETRHead | SparseRoIHead):
-        shape = (layers, batch, QUERIES)
+
+    def queries(*shape):
         center, size = rng.uniform(0.2, 0.8, (*shape, 2)), rng.uniform(0.1, 0.5, (*shape, 2))
         logits = rng.normal(0, 1, (*shape, head.channels["cls_scores"])).astype(dtype)
-        if isinstance(head, SparseRoIHead):
-            scale = np.array([IMAGE[1], IMAGE[0]] * 2)
-            boxes = np.concatenate([center - size / 2, center + size / 2], axis=-1) * scale
-            return SparseRoIOutputs(logits, boxes.astype(dtype))
-        return DETROutputs(logits, np.concatenate([center, size], axis=-1).astype(dtype))
+        return logits, np.concatenate([center, size], axis=-1).astype(dtype)
+
+    of_decoder = queries(layers, batch, QUERIES)
+    if isinstance(head, DETRHead):
+        return DETROutputs(*of_decoder)
+    if isinstance(head, SparseRoIHead):
+        logits, boxes = of_decoder
+        in_pixels = np.asarray(convert_boxes(boxes, "cxcywh", "xyxy")) * (IMAGE[::-1] * 2)
+        return SparseRoIOutputs(logits, in_pixels.astype(dtype))
+    of_encoder = named("enc_", queries(batch, QUERIES))
+    if isinstance(head, RFDETRCriterion):
+        return RFDETROutputs(*of_decoder, **of_encoder)
+    if isinstance(head, RTDETRCriterion):
+        of_both = of_encoder | named("dn_", queries(layers, batch, DENOISING))
+        of_both["dn_gt_inds"] = np.tile(np.array([1, 0, 2, -1], np.int32), (batch, 1))
+        if not isinstance(head, DFINECriterion):
+            return DETROutputs(*of_decoder, **of_both)
+        for part, count in (("", QUERIES), ("dn_", DENOISING)):
+            of_both |= named(f"{part}pre_", queries(batch, count))
+            shape = (layers, batch, count, 4 * (head.reg_max + 1))
+            of_both[f"{part}corners"] = rng.normal(0, 1, shape).astype(dtype)
+            of_both[f"{part}ref_points"] = queries(batch, count)[1]
+        of_both |= {"up": np.asarray(0.5, dtype), "reg_scale": np.asarray(4, dtype)}
+        return DFINEOutputs(*of_decoder, **of_both)
 
     def maps(channels):
         shape = (head.num_base_priors * channels,)
@@ -353,11 +431,30 @@ def outputs_for(head, batch=2, dtype=np.float32, seed=0, sizes=SIZES, layers=LAY
     return HeadOutputs(**parts)
 
 
+def named(part, queries):
+    """The outputs of a part's queries by name."""
+    return dict(zip((f"{part}cls_scores", f"{part}bbox_preds"), queries, strict=True))
+
+
 def boxes_around_cells(x):
     """Boxes (B, H, W, 4) of numbers of that shape, in strides."""
     rows, columns = np.mgrid[: x.shape[1], : x.shape[2]].astype(x.dtype)
     middle = np.stack([columns, rows], axis=-1)
     return np.concatenate([middle - np.abs(x[..., :2]), middle + np.abs(x[..., 2:])], axis=-1)
+
+
+def floats_changed(change, outputs):
+    """The outputs with their floats changed; denoising queries have integers too."""
+    return jax.tree.map(lambda x: x if x.dtype == np.int32 else change(x), outputs)
+
+
+def with_boxes_in_order(outputs, order):
+    """The outputs for boxes in another order: denoising queries know theirs by its number."""
+    if getattr(outputs, "dn_gt_inds", None) is None:
+        return outputs
+    inds, places = outputs.dn_gt_inds, np.argsort(order).astype(np.int32)
+    moved = np.where(inds > 0, places[np.maximum(inds - 1, 0)] + 1, inds)
+    return outputs._replace(dn_gt_inds=moved)
 
 
 def boxes_for(counts, rows, dtype=np.float32, seed=0):
@@ -383,26 +480,43 @@ def batch_for(head, counts=(3, 1), rows=4, dtype=np.float32):
 
 def sharding_specs(head, axis="data"):
     """How the arguments of `batch_for` are spread over a mesh axis: image by image."""
-    return (
-        P(None, axis) if isinstance(head, DETRHead | SparseRoIHead) else P(axis),
-        P(axis),
-        P(axis),
-        P(axis),
-    )
+    outputs = outputs_for(head)
+    if isinstance(outputs, HeadOutputs):
+        return (P(axis),) * 4
+    of_layers = ("cls_scores", "bbox_preds", "corners")
+    known = {f"{part}{name}": P(None, axis) for part in ("", "dn_") for name in of_layers}
+    known |= {"up": P(), "reg_scale": P()}
+    specs = {
+        name: None if x is None else known.get(name, P(axis))
+        for name, x in outputs._asdict().items()
+    }
+    return type(outputs)(**specs), P(axis), P(axis), P(axis)
 
 
 def total(losses):
     return sum(losses.values())
 
 
+def without_integers(outputs):
+    """(the outputs, with None for what has no gradient; that, by name)"""
+    integers = {"dn_gt_inds": outputs.dn_gt_inds} if hasattr(outputs, "dn_gt_inds") else {}
+    return outputs._replace(**dict.fromkeys(integers)), integers
+
+
 def value_and_gradient(head, axis_name=None):
     """A function of outputs and ground truth: ((sum, losses), gradient by the outputs)."""
 
-    def value(outputs, *ground_truth):
-        losses = head.loss(outputs, *ground_truth, axis_name=axis_name)
-        return total(losses), losses
+    def value_and_gradient(outputs, *ground_truth):
+        floats, integers = without_integers(outputs)
 
-    return jax.value_and_grad(value, has_aux=True)
+        def value(floats):
+            outputs = floats._replace(**integers)
+            losses = head.loss(outputs, *ground_truth, axis_name=axis_name)
+            return total(losses), losses
+
+        return jax.value_and_grad(value, has_aux=True)(floats)
+
+    return value_and_gradient
 
 
 @functools.cache

@@ -11,7 +11,13 @@ from visdet_jax.detectors import NMS, RandomSampler, build_detector, build_head
 @pytest.mark.parametrize("name", [name for name in vars(configs) if name.endswith("_HEAD")])
 def test_heads(name):
     head = build_head(**getattr(configs, name))
-    assert head.num_classes == 80
+    assert head.num_classes == (91 if name == "RFDETR_HEAD" else 80)
+
+
+@pytest.mark.parametrize("name", ["RTDETR", "DFINE", "DEIM", "RFDETR"])
+def test_defaults_of_criteria_are_those_of_their_projects(name):
+    head = build_head(**getattr(configs, f"{name}_HEAD"))
+    assert head == type(head)(num_classes=head.num_classes)
 
 
 @pytest.mark.parametrize(("name", "masks"), [("FASTER_RCNN", False), ("MASK_RCNN", True)])

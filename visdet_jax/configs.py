@@ -6,7 +6,8 @@
 >>> heads = build_detector(configs.FASTER_RCNN)
 
 The heads are mmdet's for COCO: 80 classes, and strides 8 to 128 where a head of one stage has
-strides. The detectors with two stages are whole models, without what concerns the network alone.
+strides. Those of RT-DETR, D-FINE, DEIM and RF-DETR are in the words of these projects. The
+detectors with two stages are whole models, without what concerns the network alone.
 """
 
 from typing import Any
@@ -148,6 +149,53 @@ DETR_HEAD = {
 DEFORMABLE_DETR_HEAD = {
     "bbox_head": {"type": "DeformableDETRHead", "num_classes": 80, **DEFORMABLE_DETR},
     "train_cfg": _hungarian_training({"type": "FocalLossCost", "weight": 2.0}),
+}
+
+
+def _of_project(kind: str, cls_loss: str, *local: str, **settings: Any) -> Config:
+    """A criterion in the words of RT-DETR's, D-FINE's and DEIM's own configs."""
+    weights: Config = {f"loss_{cls_loss}": 1, "loss_bbox": 5, "loss_giou": 2}
+    if local:
+        weights |= {"loss_fgl": 0.15, "loss_ddf": 1.5}
+    return {
+        "bbox_head": {
+            "type": kind,
+            "num_classes": 80,
+            "weight_dict": weights,
+            "losses": [cls_loss, "boxes", *local],
+            **settings,
+            "matcher": {
+                "type": "HungarianMatcher",
+                "weight_dict": {"cost_class": 2, "cost_bbox": 5, "cost_giou": 2},
+                "alpha": 0.25,
+                "gamma": 2.0,
+            },
+        }
+    }
+
+
+RTDETR_HEAD = _of_project("RTDETRCriterion", "vfl", alpha=0.75, gamma=2.0)
+DFINE_HEAD = _of_project("DFINECriterion", "vfl", "local", alpha=0.75, gamma=2.0, reg_max=32)
+DEIM_HEAD = _of_project("DEIMCriterion", "mal", "local", gamma=1.5, reg_max=32)
+
+# Its classes are COCO's ids, from 0 to 90.
+RFDETR_HEAD = {
+    "bbox_head": {
+        "type": "RFDETRCriterion",
+        "num_classes": 91,
+        "weight_dict": {"loss_ce": 1.0, "loss_bbox": 5.0, "loss_giou": 2.0},
+        "losses": ["labels", "boxes", "cardinality"],
+        "focal_alpha": 0.25,
+        "group_detr": 13,
+        "ia_bce_loss": True,
+        "matcher": {
+            "type": "HungarianMatcher",
+            "cost_class": 2,
+            "cost_bbox": 5,
+            "cost_giou": 2,
+            "focal_alpha": 0.25,
+        },
+    }
 }
 
 

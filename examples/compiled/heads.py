@@ -6,11 +6,20 @@ import jax
 import numpy as np
 
 from visdet_jax import configs
-from visdet_jax.detectors import DETRHead, DETROutputs, HeadOutputs
+from visdet_jax.detectors import (
+    DETROutputs,
+    DFINECriterion,
+    DFINEOutputs,
+    HeadOutputs,
+    RFDETRCriterion,
+    RFDETROutputs,
+    RTDETRCriterion,
+)
+from visdet_jax.detectors.heads.query_head import QueryHead
 
 # height, width in pixels: for strides 8 to 128, and for 8 to 32.
 COCO, SQUARE = (800, 1333), (640, 640)
-DECODER_LAYERS = 6
+DECODER_LAYERS, DENOISING = 6, 200
 
 _CLASSES = {"num_classes": 80}
 _ANCHORS = configs.ATSS_HEAD["bbox_head"]["anchor_generator"]
@@ -42,6 +51,10 @@ HEADS = {
     "YOLOv8": _head("YOLOHead"),
     "DETR, 100 queries": configs.DETR_HEAD,
     "Deformable DETR, 300 queries": configs.DEFORMABLE_DETR_HEAD,
+    "RT-DETR, 300 queries": configs.RTDETR_HEAD,
+    "D-FINE, 300 queries": configs.DFINE_HEAD,
+    # In each of 13 groups.
+    "RF-DETR, 300 queries": configs.RFDETR_HEAD,
 }
 
 
@@ -64,10 +77,8 @@ def shapes_of_batch(
     labels = jax.ShapeDtypeStruct((batch, boxes), np.int32)
     sides = jax.ShapeDtypeStruct((batch, 2), np.int32)
     truth = (floats(batch, boxes, 4), labels, sides)
-    if isinstance(head, DETRHead):
-        rows = (DECODER_LAYERS, batch, int(name.split()[-2]))
-        outputs = DETROutputs(floats(*rows, head.channels["cls_scores"]), floats(*rows, 4))
-        return outputs, truth, {}
+    if isinstance(head, QueryHead):
+        return _outputs_of_queries(head, batch, int(name.split()[-2])), truth, {}
     shape = COCO if len(head.strides) == len(configs.FCOS_HEAD["bbox_head"]["strides"]) else SQUARE
     sizes = [[-(-round(side * scale) // stride) for side in shape] for stride in head.strides]
     maps = {
@@ -80,3 +91,35 @@ def shapes_of_batch(
         covered = (size * head.strides[0] for size in sizes[0])
         keywords["gt_masks"] = jax.ShapeDtypeStruct((batch, boxes, *covered), np.bool_)
     return HeadOutputs(**maps), (*truth, sides), keywords
+
+
+def _outputs_of_queries(head: Any, batch: int, queries: int) -> Any:
+    """What a decoder gives, with an encoder and denoising queries where the head takes them."""
+    channels = head.channels["cls_scores"]
+
+    def predictions(part: str, *rows: int) -> dict[str, jax.ShapeDtypeStruct]:
+        sizes = {"cls_scores": channels, "bbox_preds": 4}
+        return {
+            f"{part}{name}": jax.ShapeDtypeStruct((*rows, size), np.float32)
+            for name, size in sizes.items()
+        }
+
+    if isinstance(head, RFDETRCriterion):
+        queries *= head.group_detr
+    outputs = predictions("", DECODER_LAYERS, batch, queries)
+    if not isinstance(head, RFDETRCriterion | RTDETRCriterion):
+        return DETROutputs(**outputs)
+    outputs |= predictions("enc_", batch, queries)
+    if isinstance(head, RFDETRCriterion):
+        return RFDETROutputs(**outputs)
+    outputs |= predictions("dn_", DECODER_LAYERS, batch, DENOISING)
+    outputs["dn_gt_inds"] = jax.ShapeDtypeStruct((batch, DENOISING), np.int32)
+    if not isinstance(head, DFINECriterion):
+        return DETROutputs(**outputs)
+    for part, count in (("", queries), ("dn_", DENOISING)):
+        outputs |= predictions(f"{part}pre_", batch, count)
+        corners = (DECODER_LAYERS, batch, count, 4 * (head.reg_max + 1))
+        outputs[f"{part}corners"] = jax.ShapeDtypeStruct(corners, np.float32)
+        outputs[f"{part}ref_points"] = jax.ShapeDtypeStruct((batch, count, 4), np.float32)
+    number = jax.ShapeDtypeStruct((1,), np.float32)
+    return DFINEOutputs(**outputs, up=number, reg_scale=number)

@@ -37,10 +37,29 @@ def batch(head):
 
 def sharded_over(mesh, head):
     """The batch, with its images spread over the mesh."""
-    return tuple(
-        jax.device_put(x, NamedSharding(mesh, spec))
-        for x, spec in zip(batch(head), sharding_specs(head), strict=True)
-    )
+    shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), sharding_specs(head))
+    return tuple(jax.device_put(x, s) for x, s in zip(batch(head), shardings, strict=True))
+
+
+def image_axes(head):
+    """The axis of the images in each argument, as `vmap` takes it; None where there is none."""
+
+    def axis(spec):
+        names = tuple(spec)
+        return names.index("data") if "data" in names else None
+
+    return tuple(jax.tree.map(axis, specs) for specs in sharding_specs(head))
+
+
+def by_image(change, arguments, axes):
+    """`change(x, axis)` of all arrays that have an axis of images."""
+
+    def of_argument(x, axis):
+        if isinstance(axis, tuple):
+            return type(x)(*map(of_argument, x, axis))
+        return x if axis is None else jax.tree.map(lambda leaf: change(leaf, axis), x)
+
+    return [of_argument(x, axis) for x, axis in zip(arguments, axes, strict=True)]
 
 
 @functools.cache
@@ -121,15 +140,12 @@ def test_shard_map_means_the_devices_losses(name, check_vma, x64):
 @every_head
 def test_vmap_with_an_axis_name(name, x64):
     head = EVERY_ROW[name].head()
-    images = [spec.index("data") for spec in map(tuple, sharding_specs(head))]
+    images = image_axes(head)
 
     def in_pairs(x, axis):
         return x.reshape(*x.shape[:axis], 4, 2, *x.shape[axis + 1 :])
 
-    parts = [
-        jax.tree.map(functools.partial(in_pairs, axis=axis), x)
-        for x, axis in zip(batch(head), images, strict=True)
-    ]
+    parts = by_image(in_pairs, batch(head), images)
     loss = functools.partial(head.loss, axis_name="data")
     losses = jax.jit(jax.vmap(loss, in_axes=images, axis_name="data"))(*parts)
     (_, expected), _ = on_one_device(name)
@@ -139,12 +155,9 @@ def test_vmap_with_an_axis_name(name, x64):
 @every_head
 def test_float32_stays_float32_where_x64_is_on(name, x64):
     head = EVERY_ROW[name].head()
-    images = [spec.index("data") for spec in map(tuple, sharding_specs(head))]
+    images = image_axes(head)
     loss = functools.partial(head.loss, axis_name="data")
-    parts = [
-        jax.tree.map(functools.partial(np.expand_dims, axis=axis + 1), x)
-        for x, axis in zip(batch_for(head), images, strict=True)
-    ]
+    parts = by_image(lambda x, axis: np.expand_dims(x, axis + 1), batch_for(head), images)
     mapped = jax.vmap(loss, in_axes=images, axis_name="data")
     for value in jax.eval_shape(mapped, *parts).values():
         assert value.dtype == np.float32

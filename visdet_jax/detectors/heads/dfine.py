@@ -38,6 +38,13 @@ from visdet_jax.reduction import AVG_FACTOR_EPS
 from visdet_jax.registry import as_dict
 
 
+class Sides(NamedTuple):
+    """The sides of the boxes of S layers, as distributions."""
+
+    corners: jax.Array  # Logits (S, B, Q, 4, reg_max + 1).
+    has_teacher: jax.Array  # (S,): True for all layers but the last.
+
+
 class Teacher(NamedTuple):
     """What the sides of a part's boxes are refined from, and what its last layer teaches."""
 
@@ -155,7 +162,10 @@ class DFINECriterion(RTDETRCriterion):
         teachers = self._teachers(outputs, learnt, union, axis_name)
         losses: Losses = {}
         for part, queries in sets.items():
-            sides = self._sides(getattr(outputs, f"{part}corners")) if part in teachers else None
+            sides = None
+            if part in teachers:
+                corners = self._sides(getattr(outputs, f"{part}corners"))
+                sides = Sides(corners, jnp.arange(len(corners)) < len(corners) - 1)
             layers = Layers(queries.cls_scores, queries.bbox_preds, learnt[part], sides)
             by_union = None if part.startswith("dn_") else union
             divisor = of_boxes = self.divisor_of(part, gt, learnt[part], axis_name)
@@ -301,7 +311,7 @@ class DFINECriterion(RTDETRCriterion):
             corners = self.corners(learnt.bbox_targets)
             of_decoder = self.reg_max, teacher.reg_scale, teacher.up
             bins = boxes_to_bins(teacher.ref_points, corners, *of_decoder)
-            criterion.add("loss_fgl", layer.more, bins, iou, of_boxes)
+            criterion.add("loss_fgl", layer.more.corners, bins, iou, of_boxes)
         if self.loss_ddf is not None:
             matched, confidence = learnt.gt_inds > 0, teacher.confidence
             if teacher.mix is not None:
@@ -310,9 +320,9 @@ class DFINECriterion(RTDETRCriterion):
             shape = teacher.sides.shape[:-1]
             criterion.add(
                 "loss_ddf",
-                layer.more,
+                layer.more.corners,
                 teacher.sides,
-                (learnt.gt_inds >= 0).astype(iou.dtype),
+                ((learnt.gt_inds >= 0) & layer.more.has_teacher).astype(iou.dtype),
                 clamp_min(teacher.sides_of_batch, 1) - AVG_FACTOR_EPS,  # The loss adds it.
                 confidence=jnp.broadcast_to(confidence[..., None], shape),
                 matched=jnp.broadcast_to(matched[..., None], shape),
@@ -338,8 +348,8 @@ class DFINECriterion(RTDETRCriterion):
         for name in ("up", "reg_scale"):
             x = getattr(outputs, name)
             if x is None or jnp.size(x) != 1:
-                shape = None if x is None else jnp.shape(x)
-                raise ValueError(f"{name} must be a number or an array (1,), got shape {shape}")
+                found = None if x is None else f"shape {jnp.shape(x)}"
+                raise ValueError(f"{name} must be a number or an array (1,), got {found}")
         return sizes
 
 
