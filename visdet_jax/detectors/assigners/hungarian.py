@@ -81,10 +81,15 @@ def _match(costs: jax.Array, mask: jax.Array) -> jax.Array:
 
 def _match_one(costs: jax.Array, mask: jax.Array) -> jax.Array:
     """`hungarian` of one matrix (Q, G)."""
-    rows, columns = costs.shape
     allowed = jnp.isfinite(costs) & mask[None]
     least = jnp.where(allowed, costs, jnp.inf).min(0)
     most = jnp.where(allowed, costs, -jnp.inf).max(0)
+    return _match_from(costs, least, most)
+
+
+def _match_from(costs: jax.Array, least: jax.Array, most: jax.Array) -> jax.Array:
+    """The matching of a matrix of whose columns least and most (G,) are known; inf, -inf if none."""
+    rows, columns = costs.shape
     row = jnp.arange(rows, dtype=jnp.int32)[:, None]
     # Keep the two reductions. `argmin` takes a CPU six times as long.
     cheapest = jnp.where(costs == least[None], row, rows).min(0)
