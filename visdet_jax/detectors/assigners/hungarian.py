@@ -88,7 +88,10 @@ def _match_one(costs: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def _match_from(costs: jax.Array, least: jax.Array, most: jax.Array) -> jax.Array:
-    """The matching of a matrix with the least and the most (G,) of each column; inf, -inf if none."""
+    """The matching of a matrix (Q, G) with least and largest finite cost (G,) of each column.
+
+    They are inf and -inf for a column without any.
+    """
     rows, columns = costs.shape
     row = jnp.arange(rows, dtype=jnp.int32)[:, None]
     # Keep the two reductions. `argmin` takes a CPU six times as long.
