@@ -126,11 +126,21 @@ def test_masks_over_devices(axis_type, x64):
 
 def test_checked_looks_at_masks():
     head = head_with_masks()
-    *batch, masks = batch_with_masks()
+    outputs, *truth, masks = batch_with_masks()
     look = checked(head).loss
-    look(*batch, masks)
+
+    def with_nan(where):
+        return outputs._replace(
+            mask_preds=np.where(where[None, ..., None, None, None], np.nan, outputs.mask_preds)
+        )
+
+    padding = truth[1] < 0
+    losses = look(with_nan(padding), *truth, masks)
+    chex.assert_trees_all_close(losses, head.loss(outputs, *truth, masks))
+    with pytest.raises(ValueError, match="mask_preds"):
+        look(with_nan(~padding), *truth, masks)
     with pytest.raises(ValueError, match="gt_masks"):
-        look(*batch, masks * 3.0)
+        look(outputs, *truth, masks * 3.0)
 
 
 def test_the_first_stage():

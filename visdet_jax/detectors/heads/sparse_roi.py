@@ -20,7 +20,7 @@ from visdet_jax.core.devices import reduce_sum
 from visdet_jax.core.dtypes import compute_dtype
 from visdet_jax.core.elementary import clamp_min
 from visdet_jax.core.hyperparameters import Count, Finite, Number, Range
-from visdet_jax.core.rules import UNIT, Expected
+from visdet_jax.core.rules import FINITE, UNIT, Expected
 from visdet_jax.detectors.assigners.assigner import pick
 from visdet_jax.detectors.assigners.hungarian import HungarianAssigner
 from visdet_jax.detectors.costs.boxes import BBoxL1Cost, IoUCost
@@ -345,9 +345,21 @@ class SparseRoIHead(QueryHead):
         shapes = None if image_shapes is None else jnp.asarray(image_shapes)
         return Detections(clip_to_image(outputs.bbox_preds[-1].astype(dtype), shapes), scores)
 
-    def expects(self, *args: Any, **options: Any) -> list[Expected]:
-        expected = super().expects(*args, **options)
-        gt_masks = args[4] if len(args) > 4 else options.get("gt_masks")
+    def expects(
+        self,
+        outputs: SparseRoIOutputs,
+        gt_boxes: jax.Array,
+        gt_labels: jax.Array,
+        image_shapes: Shapes,
+        gt_masks: jax.Array | None = None,
+        **options: Any,
+    ) -> list[Expected]:
+        """What `checked` looks at in a call of `loss`: arguments, and what their values must be."""
+        without_masks = outputs._replace(mask_preds=None)
+        expected = super().expects(without_masks, gt_boxes, gt_labels, image_shapes, **options)
+        if outputs.mask_preds is not None:
+            exists = as_labels("gt_labels", gt_labels)[None, ..., None, None, None] >= 0
+            expected.append(Expected("mask_preds", outputs.mask_preds, FINITE, exists))
         return [*expected, Expected("gt_masks", gt_masks, UNIT)]
 
     # The rest.
