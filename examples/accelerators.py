@@ -126,7 +126,9 @@ def head_rows(sharding: Any, only: str, scale: float) -> Iterator[dict[str, floa
             continue
         head = build_head(**config)
         arguments = shapes_of_batch(name, head, BATCH, scale, BOXES)
-        both = compile_for(jax.value_and_grad(functools.partial(_total, head)), arguments, sharding)
+        both = compile_for(
+            jax.value_and_grad(functools.partial(_total, head), allow_int=True), arguments, sharding
+        )
         outputs = size(arguments[0])
         yield {
             "head": name,

@@ -4,8 +4,9 @@
     python examples/matching.py --quick
 
 The costs are Deformable DETR's (focal loss, L1, GIoU). They are made for an untrained network,
-whose queries lie anywhere, and for a trained one, in which nine queries lie near each box and
-compete for it. scipy's `linear_sum_assignment` gets the same matrices without padding, one by one,
+whose queries lie anywhere; for a trained one, in which nine queries lie near each box and compete
+for it; and for one that begins, whose queries are nearly equal, so that all boxes want the same
+ones. scipy's `linear_sum_assignment` gets the same matrices without padding, one by one,
 as in mmdet; the time to copy them to the host is not counted. The contenders take turns, and their
 medians are compared.
 """
@@ -26,20 +27,22 @@ from visdet_jax.detectors import DETROutputs, Instances, build_head, hungarian
 
 IMAGE_SHAPE = (800, 1333)  # height, width
 CLASSES = 80
+NETWORKS = ("untrained", "trained", "beginning")
 COLUMNS = ("match ms", "scipy ms", "x", "costs ms", "compile s", "temp MiB", "loss+grad ms")
 
 
 Batch = tuple[DETROutputs, jax.Array, jax.Array, jax.Array]
 
 
-def make_batch(images: int, queries: int, boxes: int, trained: bool, layers: int) -> Batch:
+def make_batch(images: int, queries: int, boxes: int, network: str, layers: int) -> Batch:
     """Outputs (layers, images, queries, ...), padded boxes and labels, and image shapes.
 
     Args:
       images: Number of images.
       queries: Number of queries of each image.
       boxes: Rows of ground truth for each image, of which a random number is not padding.
-      trained: The queries lie near the boxes, and their logits near the labels.
+      network: One of NETWORKS. Of a trained one the queries lie near the boxes, and their logits
+        near the labels.
       layers: Number of decoder layers.
     """
     rng = np.random.default_rng(0)
@@ -51,7 +54,9 @@ def make_batch(images: int, queries: int, boxes: int, trained: bool, layers: int
         [rng.uniform(0, 1, (*shape, 2)), rng.uniform(0.02, 0.5, (*shape, 2))], -1
     )
     logits = rng.normal(-4, 1, (*shape, CLASSES))
-    if trained:
+    if network == "beginning":
+        preds, logits = rng.normal(0.5, 0.02, preds.shape), rng.normal(-4, 0.1, logits.shape)
+    if network == "trained":
         nearest = np.arange(queries) % boxes  # The box near which each query lies.
         truth = np.concatenate([centre, size], -1)[:, nearest]
         preds = truth * rng.normal(1, 0.1, preds.shape)
@@ -155,8 +160,8 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, Any]]:
     )
     print(f"{'network':<10}" + "".join(f"{column:>14}" for column in COLUMNS))
     rows = {}
-    for name in ("untrained", "trained"):
-        batch = make_batch(*sizes, name == "trained", options.layers)
+    for name in NETWORKS:
+        batch = make_batch(*sizes, name, options.layers)
         rows[name] = row = measure(batch, options.repeats)
         print(f"{name:<10}" + "".join(f"{row[column]:>14.2f}" for column in COLUMNS))
     excess = max(row["excess"] for row in rows.values())

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
+from visdet_jax.boxes.formats import convert_boxes
 from visdet_jax.detectors import (
     CenterNetHead,
     CenterNetUpdateHead,
@@ -28,6 +29,8 @@ from visdet_jax.detectors import (
     RFDETROutputs,
     RTDETRCriterion,
     RTMDetHead,
+    SparseRoIHead,
+    SparseRoIOutputs,
     TOODHead,
     VFNetHead,
     YOLORTMDetHead,
@@ -318,6 +321,25 @@ QUERY_ROWS = {
         {"assigner": {"type": "HungarianAssigner", "match_costs": COSTS}},
     ),
 }
+STAGE_NAMES = tuple(
+    f"s{stage}.{name}" for stage in range(LAYERS) for name in ("loss_cls", "loss_bbox", "loss_iou")
+)
+# The heads whose regions go from stage to stage, in two stages with five regions.
+STAGE_ROWS = {
+    "SparseRoIHead": Row(
+        {
+            "type": "SparseRoIHead",
+            "num_classes": CLASSES,
+            "loss_cls": {"type": "FocalLoss", "use_sigmoid": True, "loss_weight": 2.0},
+            "loss_bbox": {"type": "L1Loss", "loss_weight": 5.0},
+            "loss_iou": GIOU,
+            "stage_loss_weights": [1, 0.5],
+        },
+        STAGE_NAMES,
+        {"assigner": {"type": "HungarianAssigner", "match_costs": COSTS}, "pos_weight": 1},
+        fields=("loss_cls", "loss_bbox", "loss_iou"),
+    ),
+}
 L1 = {"type": "L1Loss", "loss_weight": 5.0}
 
 
@@ -382,7 +404,7 @@ CENTER_ROWS = {
         of_boxes=("loss_wh", "wh_preds"),
     ),
 }
-EVERY_ROW = ROWS | QUERY_ROWS | CRITERION_ROWS | CENTER_ROWS
+EVERY_ROW = ROWS | QUERY_ROWS | CRITERION_ROWS | STAGE_ROWS | CENTER_ROWS
 
 # Heads whose losses are another's, which has a row: their networks differ.
 SAME_LOSSES = {
@@ -412,6 +434,10 @@ def outputs_for(head, batch=2, dtype=np.float32, seed=0, sizes=SIZES, layers=LAY
         of_encoder = named("enc_", queries(batch, QUERIES))
     if isinstance(head, DETRHead):
         return DETROutputs(*of_decoder)
+    if isinstance(head, SparseRoIHead):
+        logits, boxes = of_decoder
+        in_pixels = np.asarray(convert_boxes(boxes, "cxcywh", "xyxy")) * (IMAGE[::-1] * 2)
+        return SparseRoIOutputs(logits, in_pixels.astype(dtype))
     if isinstance(head, RFDETRCriterion):
         return RFDETROutputs(*of_decoder, **of_encoder)
     if isinstance(head, RTDETRCriterion):

@@ -154,7 +154,7 @@ DEFORMABLE_DETR_HEAD = {
 
 def _of_project(kind: str, cls_loss: str, *local: str, **settings: Any) -> Config:
     """A criterion in the words of RT-DETR's, D-FINE's and DEIM's own configs."""
-    weights = {f"loss_{cls_loss}": 1, "loss_bbox": 5, "loss_giou": 2}
+    weights: Config = {f"loss_{cls_loss}": 1, "loss_bbox": 5, "loss_giou": 2}
     if local:
         weights |= {"loss_fgl": 0.15, "loss_ddf": 1.5}
     return {

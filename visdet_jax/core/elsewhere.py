@@ -10,12 +10,12 @@ ELSEWHERE = {
         BasePanopticFusionHead BaseSemanticHead BboxOverlaps2D_GLIP BoxInstBboxHead
         BoxInstMaskHead BucketingBBoxCoder CascadeRPNHead
         CenterRegionAssigner CentripetalHead CoarseMaskHead
-        CondInstBboxHead CondInstMaskHead CornerHead DDODHead DDQDETRHead DIIHead
-        DINOHead DecoupledSOLOHead DecoupledSOLOLightHead DeltaXYWHBBoxCoderForGLIP
-        DynamicMaskHead DynamicRoIHead EmbeddingRPNHead
+        CondInstBboxHead CondInstMaskHead CornerHead DDODHead DDQDETRHead
+        DecoupledSOLOHead DecoupledSOLOLightHead DeltaXYWHBBoxCoderForGLIP
+        DynamicRoIHead
         FSAFHead FeatureRelayHead FoveaHead FreeAnchorRetinaHead FusedSemanticHead
         GARPNHead GARetinaHead GlobalContextHead GridAssigner GridHead GridRoIHead
-        GroundingDINOHead GuidedAnchorHead HTCMaskHead HeuristicFusionHead
+        GuidedAnchorHead HTCMaskHead HeuristicFusionHead
         HybridTaskCascadeRoIHead LADHead LDHead LegacySSDAnchorGenerator Mask2FormerHead
         Mask2FormerTrackHead MaskFormerFusionHead MaskFormerHead MaskIoUHead
         MaskPointHead MaskPseudoSampler MaskScoringRoIHead MultiInsRandomSampler
@@ -25,7 +25,7 @@ ELSEWHERE = {
         QuasiDenseTrackHead
         RegionAssigner RepPointsHead RoIEmbedHead RoITrackHead SABLHead SABLRetinaHead
         SCNetBBoxHead SCNetMaskHead SCNetRoIHead SCNetSemanticHead SOLOHead SOLOV2Head
-        SSDAnchorGenerator SSDHead ScoreHLRSampler SparseRoIHead
+        SSDAnchorGenerator SSDHead ScoreHLRSampler
         StageCascadeRPNHead TopkHungarianAssigner
         UniformAssigner YOLACTHead YOLOBBoxCoder YOLOFHead
         YOLOV3Head

@@ -109,6 +109,9 @@ from visdet_jax.detectors.heads.rtmdet import RTMDetSepBNHead as RTMDetSepBNHead
 from visdet_jax.detectors.heads.rtmdet_ins import RTMDetInsHead as RTMDetInsHead
 from visdet_jax.detectors.heads.rtmdet_ins import RTMDetInsSepBNHead as RTMDetInsSepBNHead
 from visdet_jax.detectors.heads.rtmdet_yolo import YOLORTMDetHead as YOLORTMDetHead
+from visdet_jax.detectors.heads.sparse_roi import DynamicMaskHead as DynamicMaskHead
+from visdet_jax.detectors.heads.sparse_roi import EmbeddingRPNHead as EmbeddingRPNHead
+from visdet_jax.detectors.heads.sparse_roi import SparseRoIHead as SparseRoIHead
 from visdet_jax.detectors.heads.tood import TOODHead as TOODHead
 from visdet_jax.detectors.heads.vfnet import VFNetHead as VFNetHead
 from visdet_jax.detectors.heads.yolo import EndToEndHead as EndToEndHead
@@ -158,3 +161,4 @@ from visdet_jax.detectors.structures import RFDETROutputs as RFDETROutputs
 from visdet_jax.detectors.structures import RoIOutputs as RoIOutputs
 from visdet_jax.detectors.structures import Rows as Rows
 from visdet_jax.detectors.structures import Samples as Samples
+from visdet_jax.detectors.structures import SparseRoIOutputs as SparseRoIOutputs

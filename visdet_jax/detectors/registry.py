@@ -57,6 +57,14 @@ NETWORK_KEYS = (
     "anchor_type",
     "gradient_mul",
     "bbox_norm_type",
+    "num_ffn_fcs",
+    "num_heads",
+    "feedforward_channels",
+    "hidden_channels",
+    "dropout",
+    "ffn_act_cfg",
+    "dynamic_conv_cfg",
+    "proposal_feature_channel",
 )
 
 TASK_UTILS = Registry("task util")

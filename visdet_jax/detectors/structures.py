@@ -196,6 +196,20 @@ class RoIOutputs(NamedTuple):
     mask_preds: jax.Array | None = None
 
 
+@exportable
+class SparseRoIOutputs(NamedTuple):
+    """What Sparse R-CNN's L stages give for the Q regions of each image.
+
+    The boxes of a stage are the regions of the next one.
+    """
+
+    cls_scores: jax.Array  # Logits (L, B, Q, C); C + 1 with a softmax, whose last is background.
+    bbox_preds: jax.Array  # (L, B, Q, 4) as x1, y1, x2, y2, in pixels.
+    # QueryInst's: logits (L, B, G, h, w, C or 1) of the region that each box is matched with.
+    # Nothing is read of padding, and of a box that has none.
+    mask_preds: jax.Array | None = None
+
+
 class Image(NamedTuple):
     """One image: its ground truth, its sizes, and what the network gave for its N priors.
 

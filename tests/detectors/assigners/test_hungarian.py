@@ -1,5 +1,6 @@
 """The Hungarian matching against scipy's, with padding, surplus and costs that are not finite."""
 
+import importlib
 import time
 
 import jax
@@ -24,6 +25,9 @@ def random_batch(rows, columns, kind):
         "normal": rng.normal(size=shape),
         "ties": rng.integers(0, 3, shape).astype(float),
         "scales": rng.normal(size=shape) * 10.0 ** rng.integers(-6, 7, (MATRICES, 1, 1)),
+        "equal": np.full(shape, 2.5),
+        # All columns want the same rows.
+        "contested": rng.normal(size=(MATRICES, rows, 1)) + 0.01 * rng.normal(size=shape),
     }[kind]
     mask = rng.random((MATRICES, columns)) < 0.7
     mask[::10] = False
@@ -44,7 +48,7 @@ def assert_matching(gt_inds, mask):
 
 
 @pytest.mark.one_in(6)
-@pytest.mark.parametrize("kind", ["normal", "ties", "scales"])
+@pytest.mark.parametrize("kind", ["normal", "ties", "scales", "equal", "contested"])
 @pytest.mark.parametrize(("rows", "columns"), SHAPES)
 def test_the_total_equals_scipys(rows, columns, kind, x64):
     costs, mask = random_batch(rows, columns, kind)
@@ -111,20 +115,68 @@ def test_costs_far_from_0_are_matched_by_their_differences():
         np.testing.assert_array_equal(hungarian(shifted), [1, 2, 0])
 
 
+def least_seconds(*arguments):
+    """The time of `hungarian`."""
+    seconds = []
+    for _ in range(7):
+        start = time.perf_counter()
+        jax.block_until_ready(hungarian(*arguments))
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
 def test_padded_columns_take_no_time():
-    """With equal costs in padded columns the search takes 50 times as long as for real ones."""
     costs = np.random.default_rng(0).normal(size=(300, 100)).astype(np.float32)
-
-    def least_seconds(mask):
-        seconds = []
-        for _ in range(7):
-            start = time.perf_counter()
-            jax.block_until_ready(hungarian(costs, mask))
-            seconds.append(time.perf_counter() - start)
-        return min(seconds)
-
     real, padded = np.ones(100, bool), np.zeros(100, bool)
-    assert least_seconds(padded) < 5 * least_seconds(real)
+    assert least_seconds(costs, padded) < 5 * least_seconds(costs, real)
+
+
+def test_equal_costs_take_no_time():
+    """A path ends at the first row that is free; through all matched ones it is 50 times as long.
+
+    That long are the paths for a product of two vectors.
+    """
+    rng = np.random.default_rng(0)
+    contested = (rng.random((300, 1)) * rng.random((1, 100))).astype(np.float32)
+    assert least_seconds(np.zeros_like(contested)) < least_seconds(contested) / 5
+
+
+def test_costs_that_are_rounded_in_two_ways_lose_no_column():
+    """The least cost of some columns is none of their costs: so XLA may compute them."""
+    costs, mask = random_batch(9, 4, "normal")
+    costs = costs[:20].astype(np.float32)
+    least = np.nextafter(costs.min(1), np.where(mask[:20], -np.inf, costs.min(1)), dtype=np.float32)
+    module = importlib.import_module("visdet_jax.detectors.assigners.hungarian")
+    found = jax.jit(jax.vmap(module._match_from))(costs, least, costs.max(1))
+    np.testing.assert_array_equal(found, hungarian(costs))
+
+
+def test_columns_take_their_cheapest_row_and_the_first_of_equal_ones():
+    costs = np.array([[1.0, 5, 3], [1, 2, 0], [4, 2, 3]], np.float32)
+    np.testing.assert_array_equal(hungarian(costs), [1, 3, 2])
+    np.testing.assert_array_equal(hungarian(np.zeros((4, 3), np.float32)), [1, 2, 3, 0])
+
+
+def test_only_accelerators_match_a_batch_together():
+    """Together takes a CPU three times as long where all columns want the same rows."""
+    traced = jax.jit(hungarian).trace(jax.ShapeDtypeStruct((16, 30, 7), np.float32))
+    together = {
+        platform: "tensor<16x30xi1>" in traced.lower(lowering_platforms=(platform,)).as_text()
+        for platform in ("cpu", "tpu", "cuda")
+    }
+    assert together == {"cpu": False, "tpu": True, "cuda": True}
+
+
+def test_a_batch_matched_together_is_as_matched_one_by_one(monkeypatch):
+    costs, mask = random_batch(9, 6, "contested")
+    one_by_one = hungarian(costs.astype(np.float32), mask)
+
+    def others(*arrays, cpu, default):
+        return default(*arrays)
+
+    monkeypatch.setattr(jax.lax, "platform_dependent", others)
+    together = jax.jit(hungarian.__wrapped__)(costs.astype(np.float32), mask)
+    np.testing.assert_array_equal(together, one_by_one)
 
 
 @pytest.mark.one_in(2)

@@ -348,8 +348,8 @@ class DFINECriterion(RTDETRCriterion):
         for name in ("up", "reg_scale"):
             x = getattr(outputs, name)
             if x is None or jnp.size(x) != 1:
-                shape = None if x is None else jnp.shape(x)
-                raise ValueError(f"{name} must be a number or an array (1,), got shape {shape}")
+                found = None if x is None else f"shape {jnp.shape(x)}"
+                raise ValueError(f"{name} must be a number or an array (1,), got {found}")
         return sizes
 
 
