@@ -57,6 +57,13 @@ NETWORK_KEYS = (
     "anchor_type",
     "gradient_mul",
     "bbox_norm_type",
+    "out_channels",
+    "num_queries",
+    "pixel_decoder",
+    "enforce_decoder_input_project",
+    "transformer_decoder",
+    "positional_encoding",
+    "num_transformer_feat_level",
 )
 
 TASK_UTILS = Registry("task util")

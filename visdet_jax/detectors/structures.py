@@ -52,6 +52,48 @@ class DETROutputs(NamedTuple):
 
 
 @exportable
+class MaskFormerOutputs(NamedTuple):
+    """A mask and its class from each of Q queries, after each of L layers of a decoder.
+
+    It is what mmdet's `loss_by_feat` gets. The last layer's are the predictions, those of the
+    layers before it are auxiliary. Mask2Former counts what its queries are before the first layer
+    as a layer too.
+    """
+
+    cls_scores: jax.Array  # Logits (L, B, Q, C + 1), the last of "no object".
+    mask_preds: jax.Array  # Logits (L, B, Q, h, w).
+
+
+@exportable
+class MaskPoints(NamedTuple):
+    """The points that Mask2Former draws, as x, y in fractions of the image; None for those it shall.
+
+    With P points in a mask, of which k are chosen among C candidates.
+    """
+
+    match: jax.Array | None = None  # (L, B, P, 2) by which masks are compared for the matching.
+    candidates: jax.Array | None = None  # (L, B, Q, C, 2)
+    rest: jax.Array | None = None  # (L, B, Q, P - k, 2): those that are not chosen by the logits.
+
+
+@exportable
+class MaskTargets(NamedTuple):
+    """What each of Q queries of B images learns in each of L layers."""
+
+    gt_inds: jax.Array  # (L, B, Q): 1 for the first mask; 0 no object, -1 a query that is left out.
+    labels: jax.Array  # (L, B, Q): the class, or num_classes for no object.
+    label_weights: jax.Array  # (L, B, Q): 0 for a query that is left out, else 1.
+
+
+@exportable
+class Masks(NamedTuple):
+    """The masks and scores that the outputs mean."""
+
+    scores: jax.Array  # (B, Q, C) in [0, 1].
+    masks: jax.Array  # (B, Q, h, w) in [0, 1].
+
+
+@exportable
 class Candidates(NamedTuple):
     """What is learnt where several boxes may learn at one prior, in K slots of each of B images.
 
