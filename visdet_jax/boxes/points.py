@@ -151,8 +151,9 @@ def _bilinear(images: jax.Array, rows: jax.Array, x: jax.Array, y: jax.Array) ->
 @_bilinear.defjvp
 def _bilinear_jvp(primals: Any, tangents: Any) -> Any:
     _, rows, x, y = primals
-    tangent = _bilinear_by_windows(tangents[0].astype(x.dtype), rows, x, y)
-    return _bilinear(*primals), tangent
+    # Keep the checkpoint. Without it eight numbers for each point are kept in place of two.
+    by_windows = jax.checkpoint(_bilinear_by_windows)
+    return _bilinear(*primals), by_windows(tangents[0].astype(x.dtype), rows, x, y)
 
 
 def _bilinear_by_windows(

@@ -66,9 +66,9 @@ class MaskFormerOutputs(NamedTuple):
 
 @exportable
 class MaskPoints(NamedTuple):
-    """The points that Mask2Former draws, as x, y in fractions of the image; None for those it shall.
+    """The points of Mask2Former, as x, y in fractions of the image; None for what it shall draw.
 
-    With P points in a mask, of which k are chosen among C candidates.
+    A mask has P points, of which k are chosen among C candidates.
     """
 
     match: jax.Array | None = None  # (L, B, P, 2) by which masks are compared for the matching.

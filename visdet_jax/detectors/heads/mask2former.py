@@ -120,7 +120,7 @@ class Mask2FormerHead(MaskFormerHead):
         drawn = self._drawn(outputs, key, points)
         return self.losses_of(state, outputs, gt_labels, gt_masks, drawn, gt_inds, axis_name)
 
-    loss = without_state(update)  # type: ignore[assignment]
+    loss = without_state(update)  # type: ignore[arg-type]
 
     @compiled
     def targets(  # type: ignore[override]

@@ -107,9 +107,9 @@ class MaskFormerHead(WithLosses):
 
     @staticmethod
     def from_mmdet(settings: dict[str, Any], train_cfg: Any) -> dict[str, Any]:
-        """The fields of a config of mmdet, whose `sampler` takes all and whose `strides` have no use.
+        """The fields of a config of mmdet. Its `strides` have no effect.
 
-        Raises: ValueError for a key that stands twice.
+        Raises: ValueError for a key that stands twice, and for a sampler that does not take all.
         """
         settings = with_training(settings, train_cfg)
         sampler = settings.pop("sampler", None)
@@ -280,7 +280,7 @@ class MaskFormerHead(WithLosses):
             part.add("loss_mask", pixels[..., None], labels, weight, total * math.prod(size))
             return part.state, part.losses
 
-        # Keep the checkpoint. Without it what the losses make of all masks is kept for the gradient.
+        # Keep the checkpoint. Without it the enlarged masks of all pairs are kept for the gradient.
         run = jax.checkpoint(of_chunk, prevent_cse=False)
         criterion.state, parts = jax.lax.scan(run, criterion.state, jax.tree.map(in_chunks, pairs))
         criterion.losses |= {name: values.sum() for name, values in parts.items()}
