@@ -374,7 +374,8 @@ class MaskFormerHead(WithLosses):
         def of_layer(arrays: tuple[Any, ...]) -> jax.Array:
             cls_scores, mask_preds, drawn = arrays
             masks, truth = self.masks_to_match(mask_preds, gt_masks, drawn)
-            truth = jnp.where(exists.reshape(*exists.shape, *[1] * (truth.ndim - 2)), truth, 0)
+            mask = exists.reshape(*exists.shape, *[1] * (truth.ndim - 2))
+            truth = jnp.where(mask, truth, jnp.zeros((), truth.dtype))
             costs: jax.Array = jax.vmap(cost)(cls_scores, masks, gt_labels, truth)
             return costs
 
