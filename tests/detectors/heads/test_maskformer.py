@@ -379,7 +379,7 @@ def test_vmap_over_batches_is_the_loop(name):
     batches = [(*batch_for(counts), options_for(name)) for counts in ((3, 1), (0, 4))]
     stacked = jax.tree.map(lambda *x: np.stack(x), *batches)
     loss = head_of(name).loss
-    mapped = jax.jit(jax.vmap(lambda o, l, m, options: loss(o, l, m, **options)))(*stacked)
+    mapped = jax.jit(jax.vmap(lambda *x: loss(*x[:3], **x[3])))(*stacked)
     for i, batch in enumerate(batches):
         close(jax.tree.map(lambda x, i=i: x[i], mapped), compiled(name)(*batch)[0])
 
@@ -424,7 +424,7 @@ def test_jit_over_sharded_images(name, axis_type, x64):
 @every_head
 @pytest.mark.parametrize("check_vma", [True, False])
 def test_shard_map_means_the_devices_losses(name, check_vma, x64):
-    mesh = jax.make_mesh((DEVICES,), ("data",), devices=jax.devices()[:DEVICES])
+    mesh = jax.make_mesh((DEVICES,), ("data",), (AxisType.Auto,), devices=jax.devices()[:DEVICES])
 
     def mean_of_devices(outputs, labels, masks, options):
         options = options | {"axis_name": "data"}
@@ -455,7 +455,7 @@ def test_export_with_any_number_of_images(name):
 
     axes = (1, 0, 0, 1)
     shapes = [jax.tree.map(any_images(axis), x) for axis, x in zip(axes, batch, strict=True)]
-    function = jax.jit(lambda o, l, m, options: head.loss(o, l, m, **options))
+    function = jax.jit(lambda *x: head.loss(*x[:3], **x[3]))
     program = export.export(function, platforms=("cpu", "cuda", "tpu"))(*shapes)
     call = export.deserialize(program.serialize()).call
     close(call(*batch), function(*batch))

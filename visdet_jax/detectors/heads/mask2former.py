@@ -154,7 +154,7 @@ class Mask2FormerHead(MaskFormerHead):
                 raise ValueError("key must be given, or points.match or gt_inds")
             of_matching, _ = jax.random.split(key)
             dtype = compute_dtype(pred=mask_preds)
-            at = jax.random.uniform(of_matching, (len(mask_preds), self.num_points, 2), dtype)
+            at = jax.random.uniform(of_matching, (mask_preds.shape[0], self.num_points, 2), dtype)
         at = sharded_as(at, mask_preds)
 
         def at_points(masks: jax.Array) -> jax.Array:

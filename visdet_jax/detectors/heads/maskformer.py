@@ -13,6 +13,7 @@ from visdet_jax.core.checks import as_labels, check_array
 from visdet_jax.core.devices import reduce_sum, sharded_as
 from visdet_jax.core.dtypes import compute_dtype
 from visdet_jax.core.hyperparameters import Count, Range
+from visdet_jax.core.one_hot import is_at
 from visdet_jax.core.rules import FINITE, UNIT, Expected, Rule
 from visdet_jax.detectors.assigners.assigner import pick
 from visdet_jax.detectors.assigners.hungarian import HungarianAssigner, hungarian
@@ -250,7 +251,7 @@ class MaskFormerHead(WithLosses):
 
         def in_chunks(x: jax.Array) -> jax.Array:
             x = jnp.pad(x, [(0, 0), (0, -count % together)])
-            return jnp.moveaxis(x.reshape(len(x), -1, together), 1, 0)
+            return jnp.moveaxis(x.reshape(x.shape[0], -(-count // together), together), 1, 0)
 
         def of_chunk(state: States, pairs: MaskPairs) -> tuple[States, Losses]:
             part = Criterion(self, state, (together,), criterion.axis_name)
@@ -266,11 +267,11 @@ class MaskFormerHead(WithLosses):
                 antialias=False,
                 precision=jax.lax.Precision.HIGHEST,
             )
-            inside = pairs.exists[..., None, None] & (bitmaps != 0)
+            inside = pairs.exists[..., None, None] & bitmaps.astype(bool)
             weight = pairs.exists.astype(logits.dtype)
             part.add("loss_dice", logits, inside.astype(logits.dtype), weight, total)
             pixels, labels, weight = (
-                x.reshape(len(x), -1)
+                x.reshape(x.shape[0], together * math.prod(size))
                 for x in (
                     logits,
                     (~inside).astype(jnp.int32),
@@ -306,17 +307,19 @@ class MaskFormerHead(WithLosses):
         self.check_state(state)
         targets = self.targets_of(outputs, gt_labels, gt_masks, drawn, gt_inds)
         _, gt_masks = self._ground_truth(outputs, gt_labels, gt_masks)
-        queries = outputs.cls_scores.shape[2]
+        queries, channels = outputs.cls_scores.shape[2:]
         # Of a matching that is given all queries may have a mask.
         most = queries if gt_inds is not None else min(queries, gt_masks.shape[1])
 
         def layer(state: States, arrays: tuple[Any, ...]) -> tuple[States, Losses]:
             cls_scores, mask_preds, targets, drawn = arrays
             criterion = Criterion(self, state, (queries,), axis_name)
-            weights = self.loss_cls.weight_of_classes(cls_scores[0])
+            weights = self.loss_cls.weight_of_classes(cls_scores.reshape(-1, channels))
             of_labels = targets.label_weights
             if weights is not None:
-                of_labels *= weights.astype(of_labels.dtype)[targets.labels]
+                own = is_at(targets.labels[..., None], cls_scores, axis=-1)
+                weights = weights.astype(of_labels.dtype)[None, None]
+                of_labels *= jnp.where(own, weights, 0).sum(-1)
             divisor = criterion.total(of_labels.sum(), 0)
             criterion.add("loss_cls", cls_scores, targets.labels, targets.label_weights, divisor)
             matched = targets.gt_inds > 0
@@ -390,7 +393,7 @@ class MaskFormerHead(WithLosses):
         """Labels (B, G) as int32 or int64, and masks (B, G, H, W). G is at least 1."""
         gt_labels = as_labels("gt_labels", gt_labels)
         batch = outputs.cls_scores.shape[1]
-        if gt_labels.ndim != 2 or len(gt_labels) != batch:
+        if gt_labels.ndim != 2 or gt_labels.shape[0] != batch:
             raise ValueError(f"gt_labels must have shape ({batch}, G), got {gt_labels.shape}")
         check_array("gt_masks", gt_masks)
         if gt_masks.ndim != 4 or gt_masks.shape[:2] != gt_labels.shape:
