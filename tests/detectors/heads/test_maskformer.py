@@ -203,6 +203,7 @@ def test_a_matching_that_is_given(name):
     )
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("class_weight", [None, 2.0, [1.0, 2.0, 3.0, 0.5]])
 def test_the_divisor_of_classes_is_the_sum_of_their_weights(class_weight):
     head = head_of("Mask2FormerHead", loss_cls={**SOFTMAX, "class_weight": class_weight})
@@ -234,18 +235,15 @@ def test_losses_of_masks_by_hand():
 
 
 def test_masks_that_are_the_ground_truth():
-    """Saturated logits of the right masks cost nearly nothing, whatever points are drawn."""
+    """They are matched, and saturated logits of them cost nothing."""
     labels, masks = truth_for((4, 4))
     masks = np.repeat(np.repeat(masks[:, :, ::4, ::4], 4, axis=2), 4, axis=3)
-    for name in CONFIGS:
-        padded = np.concatenate([masks, 1 - masks[:, :1]], axis=1)[None]
-        outputs = MaskFormerOutputs(outputs_for().cls_scores[:1], padded * 2000 - 1000)
-        key = {} if name == "MaskFormerHead" else {"key": KEY}
-        losses = head_of(name).loss(outputs, labels, masks, **key)
-        assert losses["loss_dice"] < 0.02 or name == "Mask2FormerHead"
-        targets = head_of(name).targets(outputs, labels, masks, **key)
-        if name == "MaskFormerHead":
-            np.testing.assert_array_equal(targets.gt_inds[0], [[1, 2, 3, 4, 0]] * 2)
+    padded = np.concatenate([masks, 1 - masks[:, :1]], axis=1)[None]
+    outputs = MaskFormerOutputs(outputs_for().cls_scores[:1], padded * 2000 - 1000)
+    losses = head_of("MaskFormerHead").loss(outputs, labels, masks)
+    assert losses["loss_mask"] == losses["loss_dice"] == 0
+    targets = head_of("Mask2FormerHead").targets(outputs, labels, masks, key=KEY)
+    np.testing.assert_array_equal(targets.gt_inds[0], [[1, 2, 3, 4, 0]] * 2)
 
 
 # Random points.
@@ -287,12 +285,15 @@ def test_a_key_is_missing():
 
 
 def test_memory_is_linear_in_the_points():
-    """(B, Q, G, H · W) would be 42 MB, float copies of the ground truth 5 MB a layer."""
-    head = head_of("Mask2FormerHead", num_points=64)
+    """(B, Q, G, H · W) would be 42 MB, a float copy of the ground truth 4 MB.
+
+    Where the derivative of `sample_points` keeps the weights of the points it is 2.9 MB.
+    """
+    head = head_of("Mask2FormerHead", num_points=2000)
     logits = np.zeros((6, 1, 10, 16, 16), np.float32)
     outputs = MaskFormerOutputs(np.zeros((6, 1, 10, CLASSES + 1), np.float32), logits)
     truth = np.zeros((1, 4), np.int32), np.zeros((1, 4, 512, 512), bool)
-    assert temporary_bytes(lambda *x: step(head, *x, {"key": KEY}), outputs, *truth) < 5e5
+    assert temporary_bytes(lambda *x: step(head, *x, {"key": KEY}), outputs, *truth) < 2.4e6
 
 
 def test_enlarged_masks_are_computed_in_chunks():
@@ -403,6 +404,7 @@ SPECS = (P(None, "data"), P("data"), P("data"), P(None, "data"))
 exactly = functools.partial(chex.assert_trees_all_close, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.one_in(2)
 @every_head
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
 def test_jit_over_sharded_images(name, axis_type, x64):
@@ -421,6 +423,7 @@ def test_jit_over_sharded_images(name, axis_type, x64):
         exactly(drawn, loss(*batch_over_devices(name)[:3]))
 
 
+@pytest.mark.one_in(2)
 @every_head
 @pytest.mark.parametrize("check_vma", [True, False])
 def test_shard_map_means_the_devices_losses(name, check_vma, x64):

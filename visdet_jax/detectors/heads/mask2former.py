@@ -191,7 +191,6 @@ class Mask2FormerHead(MaskFormerHead):
         )
         pred = sample_points(mask_preds, at, pairs.queries)
         target = sample_points(gt_masks, at, pairs.rows)
-        target = jnp.where(pairs.exists[..., None], target, 0)
         weight = pairs.exists.astype(pred.dtype)
         criterion.add("loss_dice", pred, target, weight, total)
         criterion.add("loss_mask", pred, target, weight, total * self.num_points)

@@ -267,7 +267,7 @@ class MaskFormerHead(WithLosses):
                 antialias=False,
                 precision=jax.lax.Precision.HIGHEST,
             )
-            inside = pairs.exists[..., None, None] & bitmaps.astype(bool)
+            inside = bitmaps.astype(bool)
             weight = pairs.exists.astype(logits.dtype)
             part.add("loss_dice", logits, inside.astype(logits.dtype), weight, total)
             pixels, labels, weight = (
@@ -377,8 +377,6 @@ class MaskFormerHead(WithLosses):
         def of_layer(arrays: tuple[Any, ...]) -> jax.Array:
             cls_scores, mask_preds, drawn = arrays
             masks, truth = self.masks_to_match(mask_preds, gt_masks, drawn)
-            mask = exists.reshape(*exists.shape, *[1] * (truth.ndim - 2))
-            truth = jnp.where(mask, truth, jnp.zeros((), truth.dtype))
             costs: jax.Array = jax.vmap(cost)(cls_scores, masks, gt_labels, truth)
             return costs
 
