@@ -65,6 +65,13 @@ NETWORK_KEYS = (
     "ffn_act_cfg",
     "dynamic_conv_cfg",
     "proposal_feature_channel",
+    "out_channels",
+    "num_queries",
+    "pixel_decoder",
+    "enforce_decoder_input_project",
+    "transformer_decoder",
+    "positional_encoding",
+    "num_transformer_feat_level",
 )
 
 TASK_UTILS = Registry("task util")
