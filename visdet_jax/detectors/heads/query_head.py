@@ -205,7 +205,10 @@ class QueryHead(Head):
             compute(criterion, arrays)
             return criterion.state, criterion.losses
 
-        state, by_layer = jax.lax.scan(layer, state, arrays)
+        if jax.tree.leaves(state):
+            state, by_layer = jax.lax.scan(layer, state, arrays)
+        else:
+            _, by_layer = jax.vmap(layer, in_axes=(None, 0))(state, arrays)
         layers = range(len(jax.tree.leaves(arrays)[0]))
         return [{name: values[i] for name, values in by_layer.items()} for i in layers], state
 
