@@ -122,6 +122,15 @@ def test_boxes_equal_to_their_own_cost_nothing():
         np.testing.assert_allclose(losses[name], 0, atol=1e-5)
 
 
+def test_layers_are_computed_together():
+    """Of a given matching the program has no loop: the layers are no steps of a scan."""
+    head = head_of()
+    outputs, *truth = batch_for(head)
+    matching = {"gt_inds": np.zeros((2, 2, 5), np.int32), "enc_gt_inds": np.zeros((2, 5), np.int32)}
+    lowered = jax.jit(lambda *x: head.loss(*x, **matching)).lower(outputs, *truth)
+    assert "stablehlo.while" not in lowered.as_text()
+
+
 # The projects' own configs.
 
 
