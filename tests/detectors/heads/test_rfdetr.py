@@ -109,10 +109,24 @@ def test_the_class_loss_of_a_config():
     assert (kind, loss.alpha, loss.gamma, relative) == ("IoUAwareBCELoss", 0.3, 2.0, False)
 
 
+def test_a_positive_of_varifocal_loss_has_an_iou():
+    """A matched query whose box does not overlap is a negative, as in rf-detr."""
+    head = head_of(loss_cls={"type": "VarifocalLoss"})
+    outputs, *truth = batch_for(head)
+    outputs = outputs._replace(bbox_preds=outputs.bbox_preds + np.float32(7))
+    gt_inds = np.zeros(outputs.cls_scores.shape[:-1], np.int32)
+    nothing = head.loss(outputs, *truth, gt_inds=gt_inds)
+    gt_inds[..., 0] = 1
+    far = head.loss(outputs, *truth, gt_inds=gt_inds)
+    assert far["loss_bbox"] > nothing["loss_bbox"] == 0
+    np.testing.assert_allclose(far["loss_ce"], nothing["loss_ce"], rtol=1e-6)
+
+
 # Masks.
 
 
-def test_masks_at_random_points_and_at_given_ones():
+@pytest.mark.long
+def test_masks_at_random_points():
     head = with_masks()
     outputs, boxes, labels, shapes = batch_for(head)
     outputs, gt_masks = masks_for(outputs, boxes, labels)
@@ -149,6 +163,7 @@ def test_masks_that_are_right_cost_little():
     assert good["loss_mask_dice"] < 0.5 * bad["loss_mask_dice"]
 
 
+@pytest.mark.long
 def test_masks_that_do_not_fit():
     head = with_masks()
     outputs, boxes, labels, shapes = batch_for(head)
