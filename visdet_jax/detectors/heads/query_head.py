@@ -208,7 +208,9 @@ class QueryHead(Head):
             compute(criterion, arrays)
             return criterion.state, criterion.losses
 
-        if jax.tree.leaves(state):
+        # jax 0.10.2 cannot take the gradient of all layers together where a part has no queries.
+        is_empty = any(0 in x.shape for x in jax.tree.leaves(arrays))
+        if is_empty or jax.tree.leaves(state):
             state, by_layer = jax.lax.scan(layer, state, arrays)
         else:
             _, by_layer = jax.vmap(layer, in_axes=(None, 0))(state, arrays)
