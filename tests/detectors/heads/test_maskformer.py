@@ -631,7 +631,10 @@ def test_points_that_do_not_fit():
     head, batch = head_of("Mask2FormerHead"), batch_for()
     points = options_for("Mask2FormerHead")["points"]
     for wrong, message in (
-        (points._replace(matching=points.matching[:1]), r"points\.matching must have shape \(2, 2, 16, 2\)"),
+        (
+            points._replace(matching=points.matching[:1]),
+            r"points\.matching must have shape \(2, 2, 16, 2\)",
+        ),
         (points._replace(rest=points.matching), r"points\.rest must have shape \(2, 2, 5, 4, 2\)"),
         (
             points._replace(candidates=points.candidates[..., :40, :]),
