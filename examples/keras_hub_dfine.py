@@ -6,7 +6,8 @@
     python examples/keras_hub_dfine.py               # 60 steps of a tiny model on coloured boxes
 
 keras-hub asks for tensorflow-text, which brings TensorFlow; its detectors run without it, so it is
-installed without its dependencies. It was tried with keras 3.15.1 and keras-hub 0.32.0.
+installed without its dependencies. No test runs this script. With keras 3.15.1, keras-hub 0.32.0
+and jax 0.10.2 on a CPU 30 steps brought the loss from 25.2 to 18.7.
 
 The detector is keras-hub's own, and all that changes is `compute_loss`, of twenty lines: ground
 truth is padded, all matchings of all layers are one call, and FGL learns by the union of them.

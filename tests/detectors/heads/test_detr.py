@@ -184,7 +184,7 @@ def test_proposals_are_of_one_class():
     assert losses.keys() == {*of_layers, *(f"enc_{key}" for key in proposals)}
     narrow = head.loss(both, boxes, labels.astype(np.int8), shapes)
     chex.assert_trees_all_equal(narrow, losses)
-    with pytest.raises(ValueError, match="enc_cls_scores, enc_bbox_preds come together"):
+    with pytest.raises(ValueError, match="enc_bbox_preds is missing, beside enc_cls_scores"):
         head.loss(both._replace(enc_bbox_preds=None), boxes, labels, shapes)
 
 
@@ -280,7 +280,7 @@ def test_inputs_that_do_not_fit():
         (
             (outputs._replace(bbox_preds=outputs.bbox_preds[:, :, :3]), boxes, labels, shapes),
             ValueError,
-            "cls_scores and bbox_preds must have the same (L, B, Q), got (2, 2, 5) and (2, 2, 3)",
+            "bbox_preds must have shape (L=2, B=2, Q=5, 4), got (2, 2, 3, 4)",
         ),
     ):
         with pytest.raises(error, match=re.escape(f"DeformableDETRHead: {message}")):

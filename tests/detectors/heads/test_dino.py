@@ -293,7 +293,7 @@ def test_denoising_outputs_and_their_layout_come_together():
     outputs, truth, _ = batch("DINOHead", np.float32)
     head = head_of("DINOHead")
     for name in ("dn_bbox_preds", "dn_gt_inds"):
-        with pytest.raises(ValueError, match=f"come together: {name} is missing"):
+        with pytest.raises(ValueError, match=f"DINOHead: {name} is missing, beside dn_cls_scores"):
             head.loss(outputs._replace(**{name: None}), *truth)
     wrong = outputs._replace(dn_gt_inds=outputs.dn_gt_inds[:, :3])
     with pytest.raises(ValueError, match=r"DINOHead: dn_gt_inds must have shape \(8, 16\)"):

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,6 @@ import numpy as np
 
 from visdet_jax.boxes._pairs import columns
 from visdet_jax.boxes.overlap import OverlapMode, overlaps
-from visdet_jax.core.checks import as_labels, check_array
 from visdet_jax.core.devices import reduce_sum
 from visdet_jax.core.elementary import clamp_min
 from visdet_jax.core.hyperparameters import Count
@@ -59,10 +58,6 @@ class SetCriterion(QueryHead):
       loss_iou: Loss of the boxes as x1, y1, x2, y2, in fractions of the image.
     """
 
-    outputs_type: ClassVar[Any]
-    # The axes of the parts of the outputs, by what their names start with.
-    parts: ClassVar[Mapping[str, str]]
-
     num_classes: Count = 80
     loss_bbox: Loss = L1Loss(loss_weight=5.0)
     loss_iou: Loss = GIoULoss(eps=LEAST_AREA, loss_weight=2.0)
@@ -94,6 +89,13 @@ class SetCriterion(QueryHead):
         w, h = clamp_min(w, 0) / 2, clamp_min(h, 0) / 2
         return jnp.stack([x - w, y - h, x + w, y + h], axis=-1)
 
+    def gt_of_part(self, part: str, queries: QuerySets) -> Instances:
+        """The ground truth of a part: of class 0 where one channel stands for all classes."""
+        labels: Any = queries.gt.labels
+        if queries.cls_scores.shape[-1] == self.num_classes:
+            return queries.gt
+        return queries.gt._replace(labels=jnp.minimum(labels, 0))
+
     def class_targets(self, targets: HeadTargets, bbox_preds: jax.Array) -> Any:
         """The target of the class loss of one layer, (B, Q, ...)."""
         if isinstance(self.loss_cls, QualityLoss):
@@ -104,6 +106,10 @@ class SetCriterion(QueryHead):
         """The weight of `loss_iou` of one layer, (B, Q)."""
         return targets.bbox_weights
 
+    def channels_of(self, part: str, name: str) -> tuple[int, ...]:
+        sizes = super().channels_of(part, name)
+        return (*sizes, 1) if (part, name) == ("enc_", "cls_scores") else sizes
+
     def name_of_loss(self, name: str) -> str:
         """The project's name for the loss of a field."""
         return "loss_giou" if name == "loss_iou" else name
@@ -113,62 +119,6 @@ class SetCriterion(QueryHead):
         raise NotImplementedError(f"{type(self).__name__} must define name_of_layer")
 
     # What subclasses share.
-
-    def sets_of(self, outputs: Any, gt: Instances) -> dict[str, QuerySets]:
-        """The queries of the parts that there are; each part has an axis of layers."""
-        sets = {}
-        boxes: Any = gt.bboxes
-        labels: Any = gt.labels
-        for part, axes in self.parts.items():
-            cls_scores, bbox_preds = (getattr(outputs, part + name) for name in _PREDICTIONS)
-            if cls_scores is None:
-                continue
-            if "L" not in axes:
-                cls_scores, bbox_preds = cls_scores[None], bbox_preds[None]
-            learnt = gt
-            if cls_scores.shape[-1] < self.num_classes:  # One channel, for boxes of any class.
-                learnt = gt._replace(labels=jnp.minimum(labels, 0))
-            sets[part] = QuerySets(cls_scores, bbox_preds.astype(boxes.dtype), learnt)
-        return sets
-
-    def match_parts(
-        self,
-        outputs: Any,
-        sets: dict[str, QuerySets],
-        image_shapes: jax.Array,
-        given: dict[str, Any],
-        *,
-        shared: bool = False,
-        groups: int = 1,
-    ) -> dict[str, HeadTargets]:
-        """What the classes of each part learn, (S, B, Q, ...), by their own matching.
-
-        Args:
-          outputs: The outputs, which say what denoising queries learn.
-          sets: See `sets_of`.
-          image_shapes: (B, 2) height and width in pixels.
-          given: The matchings that are given, or None, by what stands before "gt_inds".
-          shared: The layers of the decoder are matched as the last one is.
-          groups: See `match`.
-        """
-        known = {key: x[None] if key and x is not None else x for key, x in given.items()}
-        matched = dict(sets)
-        for part, queries in sets.items():
-            shape = queries.cls_scores.shape[:3]
-            if part.startswith("dn_"):
-                known[part] = jnp.broadcast_to(jnp.asarray(outputs.dn_gt_inds)[None], shape)
-            elif not part and shared and known[part] is None:
-                cls_scores, bbox_preds = (x[-1:] for x in queries[:2])
-                matched[part] = queries._replace(cls_scores=cls_scores, bbox_preds=bbox_preds)
-        found = self.match(matched, image_shapes, known, groups)
-        return {
-            part: self.targets_of(
-                jnp.broadcast_to(found[part], queries.cls_scores.shape[:3]),
-                queries.gt,
-                image_shapes,
-            )
-            for part, queries in sets.items()
-        }
 
     def divisor(self, count: jax.Array, axis_name: AxisName) -> jax.Array:
         """max(count, 1), with the count summed over all devices, for `Criterion.add`."""
@@ -218,57 +168,6 @@ class SetCriterion(QueryHead):
             end = self.name_of_layer(part, number, len(by_layer))
             losses |= {self.name_of_loss(name) + end: x for name, x in of_layer.items()}
         return losses, state
-
-    def _check_outputs(self, outputs: Any) -> None:
-        self.sizes_of(outputs)
-
-    def sizes_of(self, outputs: Any) -> dict[str, int]:
-        """The sizes of the outputs' axes by their letters.
-
-        Raises: TypeError, ValueError for outputs that this head does not take.
-        """
-        if not isinstance(outputs, self.outputs_type):
-            expected = self.outputs_type.__name__
-            raise TypeError(f"outputs must be {expected}, got {type(outputs).__name__}")
-        sizes: dict[str, int] = {}
-        for part, axes in self.parts.items():
-            there = [name for name in _PREDICTIONS if getattr(outputs, part + name) is not None]
-            if part and not there:
-                continue
-            for name in _PREDICTIONS:
-                if name not in there:
-                    raise ValueError(f"{part}{name} is missing, beside {part}{there[0]}")
-                last: Any = (4,) if name == "bbox_preds" else (self.num_classes,)
-                if part == "enc_" and name == "cls_scores":
-                    last = (self.num_classes, 1)
-                check_axes(part + name, getattr(outputs, part + name), axes, last, sizes)
-        if "N" in sizes:
-            if outputs.dn_gt_inds is None:
-                raise ValueError("dn_gt_inds is missing, beside dn_cls_scores")
-            as_labels("dn_gt_inds", outputs.dn_gt_inds, (sizes["B"], sizes["N"]))
-        return sizes
-
-
-_PREDICTIONS = ("cls_scores", "bbox_preds")
-
-
-def check_axes(name: str, x: Any, axes: str, last: tuple[int, ...], sizes: dict[str, int]) -> None:
-    """Raises a ValueError unless an array has these axes, and then one of the sizes `last`.
-
-    Args:
-      axes: Letters of its axes but the last.
-      sizes: The sizes of the axes that are known, by their letters. Those of others are added.
-    """
-    check_array(name, x)
-    known = [sizes.get(axis) for axis in axes]
-    fits = x.ndim == len(axes) + 1 and x.shape[-1] in last
-    if not fits or any(n not in (None, m) for n, m in zip(known, x.shape, strict=False)):
-        expected = [
-            axis if n is None else f"{axis}={n}" for axis, n in zip(axes, known, strict=True)
-        ]
-        shape = ", ".join([*expected, " or ".join(map(str, last))])
-        raise ValueError(f"{name} must have shape ({shape}), got {x.shape}")
-    sizes.update(zip(axes, x.shape, strict=False))
 
 
 # From the projects' own configs.

@@ -1,14 +1,14 @@
 """The heads of DETR: a set of predictions against the set of boxes, layer by layer."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from visdet_jax.boxes.formats import convert_boxes, denormalize_boxes
-from visdet_jax.core.checks import check_array
 from visdet_jax.detectors.assigners.hungarian import HungarianAssigner
 from visdet_jax.detectors.costs.boxes import BBoxL1Cost, IoUCost
 from visdet_jax.detectors.costs.classes import ClassificationCost
@@ -30,9 +30,6 @@ from visdet_jax.losses.classification.cross_entropy import CrossEntropyLoss
 from visdet_jax.losses.loss import Loss
 from visdet_jax.losses.quality._quality import QualityLoss
 from visdet_jax.losses.regression.smooth_l1 import L1Loss
-
-# The axes of the outputs whose names start so.
-_AXES = {"": "(L, B, Q", "enc_": "(B, P", "dn_": "(L, B, N"}
 
 
 @HEADS.register_module()
@@ -61,6 +58,9 @@ class DETRHead(QueryHead):
 
     Source: Carion et al. 2020, https://arxiv.org/abs/2005.12872; mmdet's `DETRHead`
     """
+
+    outputs_type: ClassVar[Any] = DETROutputs
+    parts: ClassVar[Mapping[str, str]] = {"": "LBQ", "enc_": "BP", "dn_": "LBN"}
 
     loss_cls: Loss = CrossEntropyLoss(class_weight=1.0, bg_cls_weight=0.1)
     loss_bbox: Loss = L1Loss(loss_weight=5.0)
@@ -140,9 +140,8 @@ class DETRHead(QueryHead):
         `bbox_targets` are centres and sizes in fractions of the image.
         """
         gt, shapes = self.prepare(outputs, gt_boxes, gt_labels, image_shapes)
-        layers = {"": QuerySets(outputs.cls_scores, outputs.bbox_preds, gt)}
-        matching = self.match(layers, shapes, {"": gt_inds})
-        return self.targets_of(matching[""], gt, shapes)
+        layers = {"": self.sets_of(outputs, gt)[""]}
+        return self.match_parts(outputs, layers, shapes, {"": gt_inds})[""]
 
     # What a subclass may extend.
 
@@ -155,10 +154,12 @@ class DETRHead(QueryHead):
         weight = loss.class_weight if loss.bg_cls_weight is None else loss.bg_cls_weight
         return 0.0 if weight is None else weight
 
-    def gt_of_encoder(self, gt: Instances) -> Instances:
-        """What the encoder's proposals learn: whether there is an object, as class 0."""
-        labels: Any = gt.labels
-        return gt._replace(labels=jnp.minimum(labels, 0))
+    def gt_of_part(self, part: str, queries: QuerySets) -> Instances:
+        """The ground truth of a part: for an encoder whether there is an object, as class 0."""
+        labels: Any = queries.gt.labels
+        if part != "enc_":
+            return queries.gt
+        return queries.gt._replace(labels=jnp.minimum(labels, 0))
 
     def class_targets(self, targets: HeadTargets, gt: Instances) -> tuple[Any, Any]:
         """(target, weight) of the class loss of one layer, (B, Q, ...)."""
@@ -187,26 +188,15 @@ class DETRHead(QueryHead):
 
         Those of the encoder and of the denoising queries are the same for all layers.
         """
-        sets = {"": QuerySets(outputs.cls_scores, outputs.bbox_preds, gt)}
-        if outputs.enc_cls_scores is not None and outputs.enc_bbox_preds is not None:
-            proposals = (outputs.enc_cls_scores[None], outputs.enc_bbox_preds[None])
-            sets["enc_"] = QuerySets(*proposals, self.gt_of_encoder(gt))
-        if outputs.dn_cls_scores is not None and outputs.dn_bbox_preds is not None:
-            sets["dn_"] = QuerySets(outputs.dn_cls_scores, outputs.dn_bbox_preds, gt)
-        given = given | {"dn_": outputs.dn_gt_inds}
-        for name in ("enc_", "dn_"):
-            if (gt_inds := given[name]) is not None and name in sets:
-                gt_inds = self.in_all_sets(f"{name}gt_inds", gt_inds, sets[name])
-                given = given | {name: gt_inds}
-        matching = self.match(sets, image_shapes, given)
+        sets = self.sets_of(outputs, gt)
+        learnt = self.match_parts(outputs, sets, image_shapes, given)
         losses: Losses = {}
         for prefix, (cls_scores, bbox_preds, gt_of_set, *_) in sets.items():
-            targets = self.targets_of(matching[prefix], gt_of_set, image_shapes)
 
             def compute(criterion: Criterion, layer: Any, gt: Instances = gt_of_set) -> None:
                 self._compute(criterion, image_shapes, gt, *layer)
 
-            arrays = (cls_scores, bbox_preds.astype(image_shapes.dtype), targets)
+            arrays = (cls_scores, bbox_preds, learnt[prefix])
             by_layer, state = self.losses_of_layers(compute, state, arrays, axis_name)
             *before, last = by_layer
             losses |= {prefix + name: value for name, value in last.items()}
@@ -240,35 +230,6 @@ class DETRHead(QueryHead):
         criterion.add("loss_bbox", bbox_preds, targets.bbox_targets, weight, count)
         pred, target = (denormalize_boxes(x, image_shapes) for x in (pred, target))
         criterion.add("loss_iou", pred, target, weight, count)
-
-    def _check_outputs(self, outputs: Any) -> None:
-        """Raises unless the outputs are what this head takes."""
-        if not isinstance(outputs, DETROutputs):
-            raise TypeError(f"outputs must be DETROutputs, got {type(outputs).__name__}")
-        for names in (
-            ("enc_cls_scores", "enc_bbox_preds"),
-            ("dn_cls_scores", "dn_bbox_preds", "dn_gt_inds"),
-        ):
-            missing = [name for name in names if getattr(outputs, name) is None]
-            if 0 < len(missing) < len(names):
-                raise ValueError(f"{', '.join(names)} come together: {missing[0]} is missing")
-        for prefix, axes in _AXES.items():
-            leading = None
-            for name, size in self.channels.items():
-                x = getattr(outputs, prefix + name)
-                if x is None and prefix:
-                    continue
-                check_array(prefix + name, x)
-                if x.ndim != axes.count(",") + 2 or x.shape[-1] != size:
-                    raise ValueError(
-                        f"{prefix}{name} must have shape {axes}, {size}), got {x.shape}"
-                    )
-                if leading not in (None, x.shape[:-1]):
-                    raise ValueError(
-                        f"cls_scores and bbox_preds must have the same {axes}), got "
-                        f"{leading} and {x.shape[:-1]}"
-                    )
-                leading = x.shape[:-1]
 
 
 @HEADS.register_module()

@@ -15,9 +15,10 @@ from visdet_jax.core.devices import reduce_sum
 from visdet_jax.core.elementary import clamp_min, divide
 from visdet_jax.core.hyperparameters import Range
 from visdet_jax.detectors.costs.match_cost import Instances
-from visdet_jax.detectors.heads._set_criterion import Layers, check_axes
+from visdet_jax.detectors.heads._set_criterion import Layers
 from visdet_jax.detectors.heads.criterion import Criterion
 from visdet_jax.detectors.heads.head import compiled, without_state
+from visdet_jax.detectors.heads.query_head import check_axes
 from visdet_jax.detectors.heads.rtdetr import RTDETRCriterion, is_of_project
 from visdet_jax.detectors.registry import HEADS
 from visdet_jax.detectors.structures import (

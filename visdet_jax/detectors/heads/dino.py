@@ -55,8 +55,8 @@ class DINOHead(DeformableDETRHead):
         )
     )
 
-    def gt_of_encoder(self, gt: Instances) -> Instances:
-        return gt
+    def gt_of_part(self, part: str, queries: QuerySets) -> Instances:
+        return queries.gt
 
 
 @HEADS.register_module()
@@ -167,9 +167,8 @@ class GroundingDINOHead(DINOHead):
         gt, shapes = self.prepare(outputs, gt_boxes, gt_labels, image_shapes)
         gt = self._with_text(gt, positive_maps, text_token_mask)
         outputs = _without_padding(outputs, gt.text_token_mask)
-        layers = {"": QuerySets(outputs.cls_scores, outputs.bbox_preds, gt)}
-        matching = self.match(layers, shapes, {"": gt_inds})
-        return self.targets_of(matching[""], gt, shapes)
+        layers = {"": self.sets_of(outputs, gt)[""]}
+        return self.match_parts(outputs, layers, shapes, {"": gt_inds})[""]
 
     @compiled
     def decode(

@@ -1,14 +1,14 @@
 """The base of the heads whose queries are matched with boxes: DETR and its successors."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from visdet_jax.boxes.formats import convert_boxes, denormalize_boxes, normalize_boxes
-from visdet_jax.core.checks import as_labels
+from visdet_jax.core.checks import as_labels, check_array
 from visdet_jax.core.devices import sharded_as
 from visdet_jax.core.dtypes import compute_dtype
 from visdet_jax.core.elementary import clamp
@@ -45,11 +45,19 @@ class QuerySets(NamedTuple):
 class QueryHead(Head):
     """Base of the heads whose queries are matched with boxes.
 
+    The outputs have parts: the layers of a decoder, an encoder's proposals, denoising queries, and
+    so on. Each part is some layers of queries, and each layer is matched with the boxes, or is told
+    what it learns, and has a few losses.
+
     Args:
       loss_bbox: Loss of centres and sizes, in fractions of the image.
       loss_iou: Loss of the boxes as x1, y1, x2, y2.
       assigner: Matches boxes and queries; mmdet's `train_cfg` has it.
     """
+
+    outputs_type: ClassVar[Any]
+    # The axes of the parts of the outputs, by what their names start with.
+    parts: ClassVar[Mapping[str, str]]
 
     loss_iou: Loss
     assigner: HungarianAssigner
@@ -91,9 +99,41 @@ class QueryHead(Head):
         """Boxes (..., 4) as cx, cy, w, h as the corners whose overlap is looked at."""
         return convert_boxes(boxes, "cxcywh", "xyxy")
 
+    def gt_of_part(self, part: str, queries: QuerySets) -> Instances:
+        """What the queries of a part learn, which have all ground truth: `queries.gt`."""
+        return queries.gt
+
+    def channels_of(self, part: str, name: str) -> tuple[int, ...]:
+        """How many channels the output of that name may have in a part."""
+        return (self.channels[name],)
+
     def _check_outputs(self, outputs: Any) -> None:
         """Raises a TypeError or ValueError unless the outputs are what this head takes."""
-        raise NotImplementedError(f"{type(self).__name__} must define _check_outputs")
+        self.sizes_of(outputs)
+
+    def sizes_of(self, outputs: Any) -> dict[str, int]:
+        """The sizes of the outputs' axes by their letters.
+
+        Raises: TypeError, ValueError for outputs that this head does not take.
+        """
+        if not isinstance(outputs, self.outputs_type):
+            expected = self.outputs_type.__name__
+            raise TypeError(f"outputs must be {expected}, got {type(outputs).__name__}")
+        sizes: dict[str, int] = {}
+        for part, axes in self.parts.items():
+            there = [name for name in _PREDICTIONS if getattr(outputs, part + name) is not None]
+            if part and not there:
+                continue
+            for name in _PREDICTIONS:
+                if name not in there:
+                    raise ValueError(f"{part}{name} is missing, beside {part}{there[0]}")
+                last = self.channels_of(part, name)
+                check_axes(part + name, getattr(outputs, part + name), axes, last, sizes)
+        if "N" in sizes:
+            if outputs.dn_gt_inds is None:
+                raise ValueError("dn_gt_inds is missing, beside dn_cls_scores")
+            as_labels("dn_gt_inds", outputs.dn_gt_inds, (sizes["B"], sizes["N"]))
+        return sizes
 
     # What subclasses share.
 
@@ -118,6 +158,20 @@ class QueryHead(Head):
         gt_boxes = normalize_boxes(convert_boxes(gt_boxes), image_shapes)
         boxes = pick_in_layers(gt_boxes, gt_inds)
         return jax.lax.stop_gradient(self.make_targets(gt_inds, labels, boxes))
+
+    def sets_of(self, outputs: Any, gt: Instances) -> dict[str, QuerySets]:
+        """The queries of the parts that there are; each part has an axis of layers."""
+        sets = {}
+        boxes: Any = gt.bboxes
+        for part, axes in self.parts.items():
+            cls_scores, bbox_preds = (getattr(outputs, part + name) for name in _PREDICTIONS)
+            if cls_scores is None:
+                continue
+            if "L" not in axes:
+                cls_scores, bbox_preds = cls_scores[None], bbox_preds[None]
+            queries = QuerySets(cls_scores, bbox_preds.astype(boxes.dtype), gt)
+            sets[part] = queries._replace(gt=self.gt_of_part(part, queries))
+        return sets
 
     def match(
         self,
@@ -165,14 +219,45 @@ class QueryHead(Head):
                 start = stop
         return found
 
-    @staticmethod
-    def in_all_sets(name: str, gt_inds: Any, queries: QuerySets) -> jax.Array:
-        """A matching (B, Q) that is given for all sets alike, as (S, B, Q).
+    def match_parts(
+        self,
+        outputs: Any,
+        sets: dict[str, QuerySets],
+        image_shapes: jax.Array,
+        given: dict[str, Any],
+        *,
+        shared: bool = False,
+        groups: int = 1,
+    ) -> dict[str, HeadTargets]:
+        """What each part learns, (S, B, Q, ...), by its own matching.
 
-        Raises: ValueError, TypeError, with that name, for one that does not fit.
+        Args:
+          outputs: The outputs, which say what denoising queries learn.
+          sets: See `sets_of`.
+          image_shapes: (B, 2) height and width in pixels.
+          given: The matchings that are given, or None, by what stands before "gt_inds".
+          shared: The layers of the decoder are matched as the last one is.
+          groups: See `match`.
         """
-        shape = queries.cls_scores.shape[:3]
-        return jnp.broadcast_to(as_labels(name, gt_inds, shape[1:]), shape)
+        known, matched = dict(given), dict(sets)
+        for part, queries in sets.items():
+            name = "dn_gt_inds" if part.startswith("dn_") else f"{part}gt_inds"
+            gt_inds = outputs.dn_gt_inds if part.startswith("dn_") else given[part]
+            if part and gt_inds is not None:  # The same for all layers, if there are several.
+                shape = queries.cls_scores.shape[:3]
+                known[part] = jnp.broadcast_to(as_labels(name, gt_inds, shape[1:]), shape)
+            elif not part and shared and gt_inds is None:
+                cls_scores, bbox_preds = (x[-1:] for x in queries[:2])
+                matched[part] = queries._replace(cls_scores=cls_scores, bbox_preds=bbox_preds)
+        found = self.match(matched, image_shapes, known, groups)
+        return {
+            part: self.targets_of(
+                jnp.broadcast_to(found[part], queries.cls_scores.shape[:3]),
+                queries.gt,
+                image_shapes,
+            )
+            for part, queries in sets.items()
+        }
 
     def _costs(self, queries: QuerySets, image_shapes: jax.Array) -> jax.Array:
         """The costs (S, B, Q, G)."""
@@ -231,3 +316,25 @@ def _exists(queries: QuerySets) -> jax.Array:
     """Which ground truths there are, (S, B, G)."""
     labels: Any = queries.gt.labels
     return jnp.broadcast_to(labels >= 0, (len(queries.cls_scores), *labels.shape))
+
+
+_PREDICTIONS = ("cls_scores", "bbox_preds")
+
+
+def check_axes(name: str, x: Any, axes: str, last: tuple[int, ...], sizes: dict[str, int]) -> None:
+    """Raises a ValueError unless an array has these axes, and then one of the sizes `last`.
+
+    Args:
+      axes: Letters of its axes but the last.
+      sizes: The sizes of the axes that are known, by their letters. Those of others are added.
+    """
+    check_array(name, x)
+    known = [sizes.get(axis) for axis in axes]
+    fits = x.ndim == len(axes) + 1 and x.shape[-1] in last
+    if not fits or any(n not in (None, m) for n, m in zip(known, x.shape, strict=False)):
+        expected = [
+            axis if n is None else f"{axis}={n}" for axis, n in zip(axes, known, strict=True)
+        ]
+        shape = ", ".join([*expected, " or ".join(map(str, last))])
+        raise ValueError(f"{name} must have shape ({shape}), got {x.shape}")
+    sizes.update(zip(axes, x.shape, strict=False))

@@ -22,13 +22,12 @@ from visdet_jax.detectors.heads._set_criterion import (
     LEAST_AREA,
     Layers,
     SetCriterion,
-    check_axes,
     values_of,
     weight_of,
 )
 from visdet_jax.detectors.heads.criterion import Criterion
 from visdet_jax.detectors.heads.head import compiled, without_state
-from visdet_jax.detectors.heads.query_head import QuerySets
+from visdet_jax.detectors.heads.query_head import QuerySets, check_axes
 from visdet_jax.detectors.registry import HEADS
 from visdet_jax.detectors.structures import (
     AxisName,
