@@ -40,6 +40,7 @@ LONGEST = (
     "laws/test_labels.py",
     "detectors/test_contract.py",
     "detectors/heads/test_detr.py",
+    "detectors/heads/test_golden_criteria.py",
     "test_checked.py",
     "laws/test_hosts.py",
     "laws/test_export.py",

@@ -11,7 +11,9 @@ from jax.sharding import PartitionSpec as P
 
 from golden.read_cases import names, read
 from programs import temporary_bytes
+from visdet_jax.boxes import points as points_module
 from visdet_jax.boxes import sample_points, uncertain_points
+from visdet_jax.boxes.points import _by_top_k as by_top_k
 
 MODES = ("bilinear", "nearest")
 PADDINGS = ("zeros", "border")
@@ -120,18 +122,44 @@ def test_gradients_of_half_floats_are_summed_in_float32():
     np.testing.assert_array_equal(gradient, np.array([[2000, 0], [0, 0]], jnp.bfloat16))
 
 
+@pytest.mark.parametrize("cells", [1, 2])
+@pytest.mark.parametrize("size", [(5, 8), (1, 4), (1, 1)])
+def test_what_a_tpu_computes_is_the_same(cells, size):
+    """By products of matrices, and by a sort."""
+    maps, rows = jnp.asarray(random_maps(3, *size)), jnp.array([2, 0, 0])
+    points = random_points(3, 1500) * np.array(size[::-1], np.float32) - np.float32(0.5)
+    x, y = jnp.moveaxis(jnp.rint(points) if cells == 1 else jnp.asarray(points), -1, 0)
+
+    def both(maps):
+        by_products = points_module._by_products(maps, rows, x, y)
+        return by_products, points_module._by_gathers(maps, rows, x, y, cells)
+
+    np.testing.assert_allclose(*both(maps), atol=1e-6)
+    np.testing.assert_allclose(*both(maps > 0), atol=1e-6)
+    totals = [lambda maps, i=i: (both(maps)[i] ** 2).sum() for i in range(2)]
+    np.testing.assert_allclose(*(jax.grad(total)(maps) for total in totals), rtol=1e-4, atol=1e-4)
+    windows = jax.grad(lambda maps: (points_module._by_windows(maps, rows, x, y, cells) ** 2).sum())
+    np.testing.assert_allclose(windows(maps), jax.grad(totals[0])(maps), rtol=1e-4, atol=1e-4)
+    values = jnp.abs(maps[0].ravel())
+    drawn = jnp.asarray(random_points(len(values)))
+    chosen = [f(values, drawn, len(values) // 2) for f in (points_module._by_sort, by_top_k)]
+    np.testing.assert_array_equal(*chosen)
+
+
 def test_no_copies_of_maps():
-    """A float copy of the bitmaps would be 4 MB; four scatters have accumulators of 1 MB each."""
-    bitmaps, logits = np.zeros((4, 512, 512), bool), np.zeros((4, 256, 256), np.float32)
+    """A float copy of the bitmaps would be 4 MB."""
+    bitmaps = np.zeros((4, 512, 512), bool)
     points, rows = np.zeros((4, 99, 2), np.float32), np.arange(4, dtype=np.int32)
     for mode in MODES:
         run = functools.partial(sample_points, mode=mode)
         assert temporary_bytes(run, bitmaps, points, rows) < 5e4
 
-    def gradient(logits, points, rows):
-        return jax.grad(lambda x: (sample_points(x, points, rows) ** 2).sum())(logits)
 
-    assert temporary_bytes(gradient, logits, points, rows) < 1.5e6
+def test_the_gradient_is_one_scatter():
+    """Of a gather for each of the four cells there would be four; the form for TPUs has one too."""
+    maps, points = random_maps(3, 4, 5), random_points(3, 20)
+    gradient = jax.grad(lambda maps: (sample_points(maps, points) ** 2).sum())
+    assert str(jax.make_jaxpr(gradient)(maps)).count(" scatter-add[") == 2
 
 
 def test_nothing_at_all():

@@ -16,8 +16,8 @@ ELSEWHERE = {
         FSAFHead FeatureRelayHead FoveaHead FreeAnchorRetinaHead FusedSemanticHead
         GARPNHead GARetinaHead GlobalContextHead GridAssigner GridHead GridRoIHead
         GuidedAnchorHead HTCMaskHead HeuristicFusionHead
-        HybridTaskCascadeRoIHead LADHead LDHead LegacySSDAnchorGenerator Mask2FormerHead
-        Mask2FormerTrackHead MaskFormerFusionHead MaskFormerHead MaskIoUHead
+        HybridTaskCascadeRoIHead LADHead LDHead LegacySSDAnchorGenerator
+        Mask2FormerTrackHead MaskFormerFusionHead MaskIoUHead
         MaskPointHead MaskPseudoSampler MaskScoringRoIHead MultiInsRandomSampler
         MultiInstanceAssigner MultiInstanceBBoxHead MultiInstanceRoIHead PAAHead
         PISARetinaHead PISARoIHead PISASSDHead PointAssigner

@@ -93,7 +93,9 @@ from visdet_jax.detectors.heads.fcos import NASFCOSHead as NASFCOSHead
 from visdet_jax.detectors.heads.gfl import GFLHead as GFLHead
 from visdet_jax.detectors.heads.head import BaseHead as BaseHead
 from visdet_jax.detectors.heads.head import Head as Head
+from visdet_jax.detectors.heads.mask2former import Mask2FormerHead as Mask2FormerHead
 from visdet_jax.detectors.heads.mask_head import FCNMaskHead as FCNMaskHead
+from visdet_jax.detectors.heads.maskformer import MaskFormerHead as MaskFormerHead
 from visdet_jax.detectors.heads.panoptic_fpn import PanopticFPNHead as PanopticFPNHead
 from visdet_jax.detectors.heads.query_head import QueryHead as QueryHead
 from visdet_jax.detectors.heads.retina import RetinaHead as RetinaHead
@@ -155,7 +157,10 @@ from visdet_jax.detectors.structures import DFINEOutputs as DFINEOutputs
 from visdet_jax.detectors.structures import HeadOutputs as HeadOutputs
 from visdet_jax.detectors.structures import HeadTargets as HeadTargets
 from visdet_jax.detectors.structures import Image as Image
+from visdet_jax.detectors.structures import MaskFormerOutputs as MaskFormerOutputs
 from visdet_jax.detectors.structures import MaskPoints as MaskPoints
+from visdet_jax.detectors.structures import Masks as Masks
+from visdet_jax.detectors.structures import MaskTargets as MaskTargets
 from visdet_jax.detectors.structures import Proposals as Proposals
 from visdet_jax.detectors.structures import RFDETROutputs as RFDETROutputs
 from visdet_jax.detectors.structures import RoIOutputs as RoIOutputs

@@ -65,6 +65,13 @@ NETWORK_KEYS = (
     "ffn_act_cfg",
     "dynamic_conv_cfg",
     "proposal_feature_channel",
+    "out_channels",
+    "num_queries",
+    "pixel_decoder",
+    "enforce_decoder_input_project",
+    "transformer_decoder",
+    "positional_encoding",
+    "num_transformer_feat_level",
 )
 
 TASK_UTILS = Registry("task util")
@@ -83,7 +90,8 @@ def build_head(bbox_head: Any, train_cfg: Any = None, test_cfg: Any = None) -> A
 
     Args:
       bbox_head: A head's config; see `Registry.build`. Losses and other parts in it may be configs
-        or objects. Keys of the network (`NETWORK_KEYS`) have no effect.
+        or objects. Keys of the network (`NETWORK_KEYS`) have no effect. The criteria of RT-DETR,
+        D-FINE, DEIM and RF-DETR take the keys of their projects too: weight_dict, losses, matcher.
       train_cfg: More keys of the head: assigner, sampler, allowed_border, pos_weight. Its `debug`
         has no effect. None takes the `train_cfg` that `bbox_head` itself may hold. A head without
         an assigner, such as FCOS's, does not read it. Of a cascade a list, one for each stage.

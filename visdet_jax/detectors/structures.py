@@ -105,17 +105,48 @@ class RFDETROutputs(NamedTuple):
 
 
 @exportable
-class MaskPoints(NamedTuple):
-    """The random points at which RF-DETR's masks are compared, for a replay.
+class MaskFormerOutputs(NamedTuple):
+    """A mask and its class from each of Q queries, after each of L layers of a decoder.
 
-    S are the L layers of the decoder, and then the encoder where there is one. Points are x, y in
-    fractions of the image. P is h · w / mask_point_sample_ratio, rounded down; the losses have
-    max(h, P).
+    It is what mmdet's `loss_by_feat` gets. The last layer's are the predictions, those of the
+    layers before it are auxiliary. Mask2Former counts what its queries are before the first layer
+    as a layer too.
     """
 
-    matching: jax.Array  # (S, P, 2)
-    candidates: jax.Array  # (S, B, Q, 3 · max(h, P), 2), see `uncertain_points`.
-    rest: jax.Array  # (S, B, Q, a quarter of max(h, P), rounded up, 2)
+    cls_scores: jax.Array  # Logits (L, B, Q, C + 1), the last of "no object".
+    mask_preds: jax.Array  # Logits (L, B, Q, h, w).
+
+
+@exportable
+class MaskPoints(NamedTuple):
+    """The points at which masks are compared, for a replay; None for what the head shall draw.
+
+    They are x, y in fractions of the image. S are the L layers of the decoder, and in RF-DETR then
+    the encoder, where there is one. A mask has P points for its losses, of which k are chosen among
+    C candidates; see `uncertain_points`.
+    """
+
+    # What the matching compares: (S, B, M, 2), M being P; in RF-DETR (S, M, 2), for all images.
+    matching: jax.Array | None = None
+    candidates: jax.Array | None = None  # (S, B, Q, C, 2)
+    rest: jax.Array | None = None  # (S, B, Q, P - k, 2): those that are not chosen by the logits.
+
+
+@exportable
+class MaskTargets(NamedTuple):
+    """What each of Q queries of B images learns in each of L layers."""
+
+    gt_inds: jax.Array  # (L, B, Q): 1 for the first mask; 0 no object, -1 a query that is left out.
+    labels: jax.Array  # (L, B, Q): the class, or num_classes for no object.
+    label_weights: jax.Array  # (L, B, Q): 0 for a query that is left out, else 1.
+
+
+@exportable
+class Masks(NamedTuple):
+    """The masks and scores that the outputs mean."""
+
+    scores: jax.Array  # (B, Q, C) in [0, 1].
+    masks: jax.Array  # (B, Q, h, w) in [0, 1].
 
 
 @exportable

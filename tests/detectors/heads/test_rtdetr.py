@@ -80,6 +80,26 @@ def test_denoising_queries_learn_what_they_are_told():
     close(head.loss(padded._replace(dn_gt_inds=inds), *truth), losses)
 
 
+def test_no_denoising_queries():
+    """A generator without boxes gives none: their losses are 0, the others stay."""
+    head = head_of()
+    outputs, *truth = batch_for(head)
+    names = ("dn_cls_scores", "dn_bbox_preds", "dn_gt_inds")
+    empty = outputs._replace(
+        **{
+            name: getattr(outputs, name)[..., :0, :]
+            if name != "dn_gt_inds"
+            else outputs.dn_gt_inds[:, :0]
+            for name in names
+        }
+    )
+    (_, losses), gradient = value_and_gradient(head)(empty, *truth)
+    expected, _ = compiled(head)(outputs, *truth)
+    for name, value in losses.items():
+        np.testing.assert_allclose(value, 0 if "_dn_" in name else expected[name], rtol=1e-6)
+    assert gradient.dn_cls_scores.shape == (2, 2, 0, CLASSES)
+
+
 def test_sums_are_divided_by_the_number_of_boxes_exactly(x64):
     head = head_of()
     outputs, *truth = batch_for(head, (3, 1), dtype=np.float64)
@@ -120,6 +140,15 @@ def test_boxes_equal_to_their_own_cost_nothing():
     losses = head.loss(outputs._replace(bbox_preds=exact), *truth, gt_inds=targets.gt_inds)
     for name in ("loss_bbox", "loss_giou"):
         np.testing.assert_allclose(losses[name], 0, atol=1e-5)
+
+
+def test_layers_are_computed_together():
+    """Of a given matching the program has no loop: the layers are no steps of a scan."""
+    head = head_of()
+    outputs, *truth = batch_for(head)
+    matching = {"gt_inds": np.zeros((2, 2, 5), np.int32), "enc_gt_inds": np.zeros((2, 5), np.int32)}
+    lowered = jax.jit(lambda *x: head.loss(*x, **matching)).lower(outputs, *truth)
+    assert "stablehlo.while" not in lowered.as_text()
 
 
 # The projects' own configs.

@@ -24,6 +24,6 @@ def focal_costs(pred: jax.Array, alpha: Any, gamma: Any, eps: Any) -> tuple[jax.
 
 
 def _cost(p: jax.Array, minus_log_p: jax.Array, eps: jax.Array) -> jax.Array:
-    """-log(p + eps). Where that is infinite, for p = eps = 0, it is `minus_log_p` of the logit."""
+    """-log(p + eps). For p = 0 and eps = 0 it is finite too: -log p as the logit has it."""
     total = p + eps
     return jnp.where(total > 0, -jnp.log(jnp.where(total > 0, total, 1)), minus_log_p)

@@ -103,6 +103,10 @@ def without_state(
 class WithLosses(FrozenModule):
     """Base of what has losses in its fields, or parts that have: their states by name."""
 
+    # Whether its losses have the reduction "sum", and the sums are divided by exactly their
+    # `avg_factor`, without mmdet's eps.
+    sums_losses: ClassVar[bool] = False
+
     def init(self) -> States:
         """The losses' states before the first `update`, by name; () for those that keep none."""
         parts = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -132,6 +136,29 @@ class WithLosses(FrozenModule):
         if given != own:
             raise ValueError(f"state must come from init() or update(), got {state}")
 
+    def check_fit(self, name: str, rows: int, pred: Any, target: Any) -> None:
+        """Raises a ValueError unless the loss of that name takes what this head gives it.
+
+        Args:
+          name: The field that holds the loss.
+          rows, pred, target: How many rows it is tried with; their shapes and types.
+        """
+        loss = getattr(self, name)
+        if self.sums_losses and loss.reduction != "sum":
+            raise self.value_error(f'{name} must have reduction="sum", got {loss!r}')
+        weight = jax.ShapeDtypeStruct((rows,), np.float32)
+        parts = [f"(N{str(x.shape)[2:]}" for x in jax.tree.leaves((pred, target))]
+        what = f"{name} gets pred {parts[0]}, target {' and '.join(parts[1:])} and weight (N,)"
+        try:
+            factor = () if self.sums_losses else (1.0,)
+            value, _ = jax.eval_shape(loss.update, loss.init(), pred, target, weight, *factor)
+        except (TypeError, ValueError) as error:
+            raise self.value_error(f"{what}, which does not fit {loss!r}: {error}") from error
+        if any(part.shape != () for part in jax.tree.leaves(value)):
+            raise self.value_error(
+                f"{what} and must give one number, which {loss!r} does not: {value}"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class BaseHead(WithLosses):
@@ -147,9 +174,6 @@ class BaseHead(WithLosses):
       num_classes: Number of classes without background, at least 1.
     """
 
-    # Whether its losses have the reduction "sum", and the sums are divided by exactly their
-    # `avg_factor`, without mmdet's eps.
-    sums_losses: ClassVar[bool] = False
     # The form of the boxes that the losses of boxes get, which some losses have as a field.
     bbox_format: ClassVar[str] = "xyxy"
 
@@ -159,7 +183,7 @@ class BaseHead(WithLosses):
         super().__post_init__()
         rows = 2
         for name, (pred, target) in self.examples(rows).items():
-            self._check_fit(name, rows, pred, target)
+            self.check_fit(name, rows, pred, target)
         for field in fields(self):
             part = getattr(self, field.name)
             if getattr(part, "bbox_format", self.bbox_format) != self.bbox_format:
@@ -271,24 +295,6 @@ class BaseHead(WithLosses):
             centerness=None if centerness is None else jnp.where(positive, centerness, 0),
             metrics=None if metrics is None else jnp.where(positive, metrics, 0),
         )
-
-    def _check_fit(self, name: str, rows: int, pred: Any, target: Any) -> None:
-        """Raises a ValueError unless the loss of that name takes what this head gives it."""
-        loss = getattr(self, name)
-        if self.sums_losses and loss.reduction != "sum":
-            raise self.value_error(f'{name} must have reduction="sum", got {loss!r}')
-        weight = jax.ShapeDtypeStruct((rows,), np.float32)
-        parts = [f"(N{str(x.shape)[2:]}" for x in jax.tree.leaves((pred, target))]
-        what = f"{name} gets pred {parts[0]}, target {' and '.join(parts[1:])} and weight (N,)"
-        try:
-            factor = () if self.sums_losses else (1.0,)
-            value, _ = jax.eval_shape(loss.update, loss.init(), pred, target, weight, *factor)
-        except (TypeError, ValueError) as error:
-            raise self.value_error(f"{what}, which does not fit {loss!r}: {error}") from error
-        if any(part.shape != () for part in jax.tree.leaves(value)):
-            raise self.value_error(
-                f"{what} and must give one number, which {loss!r} does not: {value}"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)

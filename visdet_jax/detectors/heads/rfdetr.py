@@ -233,6 +233,8 @@ class RFDETRCriterion(SetCriterion):
         for name in losses:
             if name not in ("labels", "boxes", "masks", "cardinality"):
                 raise ValueError(f"{owner}: losses has no {name!r}")
+        if not {"labels", "boxes"} <= set(losses):
+            raise ValueError(f"{owner}: losses must have 'labels' and 'boxes', got {losses}")
         weights = _weights(weights, owner)
         loss_cls: dict[str, Any] = {"type": "FocalLoss", "alpha": alpha, "gamma": 2.0}
         if varifocal:
@@ -355,12 +357,12 @@ class RFDETRCriterion(SetCriterion):
             raise ValueError("masks are compared at random points: give a key, or the points")
         labels: Any = gt.labels
         check_array("gt_masks", gt_masks)
-        if gt_masks.ndim != 4 or gt_masks.shape[0] != len(labels):
-            raise ValueError(
-                f"gt_masks must have shape ({len(labels)}, G, H, W), got {gt_masks.shape}"
-            )
+        batch, boxes = labels.shape
+        if gt_masks.ndim != 4 or gt_masks.shape[0] != batch or gt_masks.shape[1] not in (boxes, 0):
+            expected = f"({batch}, {boxes}, H, W)"
+            raise ValueError(f"gt_masks must have shape {expected}, got {gt_masks.shape}")
         if gt_masks.shape[1] == 0:
-            gt_masks = jnp.zeros((len(labels), 1, *gt_masks.shape[2:]), bool)
+            gt_masks = jnp.zeros((batch, 1, *gt_masks.shape[2:]), bool)
         masks, start = {}, 0
         for part in self.parts:
             if (preds := getattr(outputs, f"{part}mask_preds")) is None:

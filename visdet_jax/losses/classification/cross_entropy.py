@@ -251,7 +251,7 @@ class CrossEntropyLoss(Loss, function=(cross_entropy, binary_cross_entropy, mask
         label: jax.Array | None = None,
         **reduce: Any,
     ) -> jax.Array:
-        class_weight = self._class_weight(pred)
+        class_weight = self.weight_of_classes(pred)
         label, weight = self._label_and_weight(label, weight)
         if self.use_mask:
             self._raise_for_ignored_masks(ignore_index)
@@ -282,8 +282,8 @@ class CrossEntropyLoss(Loss, function=(cross_entropy, binary_cross_entropy, mask
         """The labels of masks, which are a call's third argument, and the weight."""
         return (weight, None) if self.use_mask and label is None else (label, weight)
 
-    def _class_weight(self, pred: jax.Array) -> jax.Array | None:
-        """(C,) or None."""
+    def weight_of_classes(self, pred: jax.Array) -> jax.Array | None:
+        """The weight (C,) of each class of logits, or None where all are 1."""
         weight = self.class_weight
         if self.bg_cls_weight is not None and weight is None:
             weight = 1.0
