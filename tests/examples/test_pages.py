@@ -142,6 +142,7 @@ def test_the_counts_of_golden_cases():
             counts["ours" if key in DIFFERENCES else kind] += 1
     equal = f"{counts['equal']:,}".replace(",", " ")
     assert f"{equal} recorded cases equal" in GOLDEN_PAGE.text
+    assert f"{equal} recorded cases" in README.text
     assert f"{counts['error']} raise as they do. The other {counts['ours']} are" in GOLDEN_PAGE.text
 
 
@@ -155,6 +156,7 @@ def test_the_counts_of_later_cases():
             counts["ours" if ours else kind] += 1
     assert f"{counts.total()} recorded cases of these are replayed" in LOSS_PAGE.text
     assert f"Of the later losses {counts['equal']} cases equal" in GOLDEN_PAGE.text
+    assert f"| {counts['equal']} cases of" in README.text
     assert (
         f"{counts['error']} raise as it does, and {counts['ours']} are answered" in GOLDEN_PAGE.text
     )
