@@ -1,4 +1,4 @@
-"""The snippets of a page in Markdown: what a reader runs, and what it prints."""
+"""The pages in Markdown: the snippets that a reader runs, what they print, and the tables."""
 
 import contextlib
 import io
@@ -17,12 +17,25 @@ class Page:
 
     def snippets(self) -> list["Snippet"]:
         """Its blocks of `python`, in order, each with the block of `text` after it."""
-        blocks = re.findall(
+        blocks = re.finditer(
             r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?",
             self.text,
             re.DOTALL | re.MULTILINE,
         )
-        return [Snippet(self.path, *block) for block in blocks]
+        return [
+            Snippet(
+                self.path, block[1], block[2] or "", self.text.count("\n", 0, block.start()) + 1
+            )
+            for block in blocks
+        ]
+
+    def rows(self, header: str) -> list[list[str]]:
+        """The cells of the rows of each table whose header begins so, of all tables together."""
+        tables = re.findall(
+            rf"^{re.escape(header)}.*\n\|[-| :]+\|\n((?:\|.*\n?)+)", self.text, re.MULTILINE
+        )
+        lines = [line for table in tables for line in table.splitlines()]
+        return [[c.strip() for c in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
 
 
 class Snippet(NamedTuple):
@@ -31,6 +44,7 @@ class Snippet(NamedTuple):
     path: str
     code: str
     shown: str  # What the page says that it prints, or nothing.
+    line: int  # Where it begins.
 
     def run(self, namespace: dict[str, Any]) -> str:
         """Runs it in the repository's root, with these names, and gives back what it prints."""

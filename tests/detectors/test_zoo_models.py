@@ -17,7 +17,8 @@ from visdet_jax.core.elsewhere import not_here
 from visdet_jax.detectors import HEADS, build_detector
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-README = (Path(__file__).parents[2] / "README.md").read_text()
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "visdet_jax" / "detectors" / "README.md").read_text()
 # Of labels that are ignored and count in the mean, as in mmdet.
 pytestmark = pytest.mark.filterwarnings("ignore:CrossEntropyLoss. ignored labels count")
 BUILDS = 577
@@ -123,7 +124,9 @@ def test_how_many_build():
         counts[isinstance(built, dict)] += len(configs)
     assert counts == {True: BUILDS, False: sum(MISSING.values())}
     assert counts.total() == 764
-    assert f"{BUILDS} of the 764 in mmdet's zoo" in README, "README.md has another number"
+    assert f"{BUILDS} of the 764 in mmdet's zoo" in PAGE, (
+        "visdet_jax/detectors/README.md says another number"
+    )
 
 
 def test_what_is_missing_is_known_to_be():
@@ -172,7 +175,9 @@ def test_how_many_of_mmyolo_build():
             named[next(x for x in OTHER_REASONS if x in built)] += len(configs)
     assert dict(counts) == OF_MMYOLO
     assert counts.total() + named.total() == 126
-    assert f"{counts.total()} of mmyolo's 126" in README, "README.md has another number"
+    assert f"{counts.total()} of mmyolo's 126" in PAGE, (
+        "visdet_jax/detectors/README.md says another number"
+    )
 
 
 def test_equal_models_are_equal_heads():

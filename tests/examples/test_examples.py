@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import benchmark
+import draw_overview
 import head_cost
 import lookup
 import matching
@@ -131,3 +132,10 @@ def test_benchmark_by_rows(capsys):
     assert benchmark.main(["--quick", "--scaling", "--only", "L1"]) == []
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[0] for line in lines[1:]] == ["L1", "smooth L1", "balanced L1"]
+
+
+def test_the_picture_of_the_front_page(tmp_path):
+    losses = draw_overview.draw(tmp_path / "overview.jpg")
+    assert losses.keys() == {"loss_bbox", "loss_centerness", "loss_cls"}
+    assert all(0.1 < value < 2 for value in losses.values())
+    assert 50_000 < (tmp_path / "overview.jpg").stat().st_size < 300_000

@@ -3,13 +3,17 @@
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+import visdet_jax
 from golden.read_cases import read
 from pages import ROOT, Page, numbers, words
-from visdet_jax.detectors import YOLOHead, build_head
+from visdet_jax.detectors import YOLOHead, build_head, hungarian
 
 PAGE = Page("examples/migrating.md")
 SNIPPETS = PAGE.snippets()
@@ -113,3 +117,86 @@ def test_links_and_files_exist():
         assert path or anchor in headings, anchor
     for path in re.findall(r"`((?:examples|tests)/[\w/]+\.\w+)`", PAGE.text):
         assert (ROOT / path).exists(), path
+
+
+def iou_of_pairs(a, b, eps):
+    """IoU, union, and width and height of the enclosing box of pairs of boxes, in NumPy."""
+    (ax1, ay1, ax2, ay2), (bx1, by1, bx2, by2) = a.T, b.T
+    width = np.clip(np.minimum(ax2, bx2) - np.maximum(ax1, bx1), 0, None)
+    height = np.clip(np.minimum(ay2, by2) - np.maximum(ay1, by1), 0, None)
+    overlap = width * height
+    union = (ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1) - overlap
+    enclosing = (
+        np.maximum(ax2, bx2) - np.minimum(ax1, bx1),
+        np.maximum(ay2, by2) - np.minimum(ay1, by1),
+    )
+    return overlap / (union + eps), union, *enclosing
+
+
+def giou_loss(a, b, eps=1e-7):
+    iou, union, width, height = iou_of_pairs(a, b, eps)
+    return 1 - iou + (width * height - union) / (width * height + eps)
+
+
+def diou_loss(a, b, eps=1e-7):
+    iou, _, width, height = iou_of_pairs(a, b, eps)
+    offset = (a[:, :2] + a[:, 2:] - b[:, :2] - b[:, 2:]) / 2
+    return 1 - iou + (offset**2).sum(1) / (width**2 + height**2 + eps)
+
+
+def ciou_loss(a, b, eps=1e-7):
+    iou, *_ = iou_of_pairs(a, b, eps)
+    angle_a, angle_b = (np.arctan2(x[:, 2] - x[:, 0], x[:, 3] - x[:, 1]) for x in (a, b))
+    v = 4 / np.pi**2 * (angle_a - angle_b) ** 2
+    return diou_loss(a, b, eps) + v * v / (1 - iou + v + eps)
+
+
+def focal_loss(x, y, alpha=0.25, gamma=2):
+    p = 1 / (1 + np.exp(-x))
+    right = np.where(y == 1, p, 1 - p)
+    return -np.where(y == 1, alpha, 1 - alpha) * (1 - right) ** gamma * np.log(right)
+
+
+OPS = SimpleNamespace(
+    sigmoid_focal_loss=focal_loss,
+    generalized_box_iou_loss=giou_loss,
+    distance_box_iou_loss=diou_loss,
+    complete_box_iou_loss=ciou_loss,
+    box_iou=lambda a, b: np.stack(
+        [iou_of_pairs(a, b[[i] * len(b)], 0)[0] for i in range(len(b))], 1
+    ),
+)
+
+
+@pytest.mark.example
+@pytest.mark.parametrize("library", ["optax", "torchvision"])
+def test_both_columns_give_the_same(library):
+    """optax is called; torchvision's formulas are written out above."""
+    rng = np.random.default_rng(0)
+    corner, size = rng.uniform(0, 20, (2, 6, 2)), rng.uniform(5, 20, (2, 6, 2))
+    a, b = np.concatenate([corner, corner + size], axis=2).astype(np.float32)
+    c = rng.integers(0, 5, 6)
+    names = {
+        "x": rng.normal(0, 2, (6, 5)).astype(np.float32),
+        "c": c,
+        "y": np.eye(5, dtype=np.float32)[c],
+        "m": rng.normal(0, 2, (6, 9)).astype(np.float32),
+        "t": (rng.random((6, 9)) < 0.5).astype(np.float32),
+        "a": a,
+        "b": b,
+    }
+    if library == "optax":
+        names = {name: jnp.asarray(x) for name, x in names.items()}
+    names |= vars(visdet_jax) | {"optax": optax, "torchvision": SimpleNamespace(ops=OPS)}
+    rows = PAGE.rows(f"| {library} |")
+    assert len(rows) >= 5
+    for theirs, ours, _ in rows:
+        expected, found = (eval(code.strip("`"), dict(names)) for code in (theirs, ours))
+        np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-6, err_msg=theirs)
+
+
+def test_optax_matching_is_ours():
+    cost = jnp.asarray(np.random.default_rng(1).normal(size=(7, 3)), jnp.float32)
+    rows, columns = optax.assignment.hungarian_algorithm(cost)
+    np.testing.assert_array_equal(hungarian(cost)[rows], columns + 1)
+    assert (hungarian(cost) > 0).sum() == 3

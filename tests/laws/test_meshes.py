@@ -84,7 +84,9 @@ REDUCE = {
 
 
 class TestNormalisers:
-    """Which normaliser, loss and reduction of the gradients go together; the README's table.
+    """Which normaliser, loss and reduction of the gradients go together.
+
+    The table of `visdet_jax/losses/README.md`.
 
     Replicated parameters of a linear network, focal loss, 8 devices of which some have no
     positive. The number is the gradient's factor to that of the whole batch on one device: 1 is
