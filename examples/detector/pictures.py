@@ -63,8 +63,8 @@ def draw_losses(path: Path, history: dict[str, list[float]]) -> None:
 def draw_totals(path: Path, histories: dict[str, dict[str, list[float]]]) -> None:
     """Draw the sum of the losses of each detector over the steps, as a running mean."""
     figure, panel = plt.subplots(figsize=(11, 5.2), dpi=100, layout="constrained")
-    colors = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, "black", ORANGE, GREEN, PURPLE)
-    styles = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), "-", "--", "-", "-", "-")
+    colors = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, "black", ORANGE, GREEN, PURPLE, SKY)
+    styles = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), "-", "--", "-", "-", "-", "--")
     lines = itertools.cycle(zip(colors, styles, strict=True))
     for (name, history), (color, dashes) in zip(histories.items(), lines, strict=False):
         _, ends, mean = _running_mean(np.sum(list(history.values()), axis=0))
@@ -86,7 +86,9 @@ def draw_detections(path: Path, detections: list[Detections]) -> None:
         for validation, results in detections
         for index in _first_images(validation, MAX_PANELS // len(detections))
     ]
-    columns = min(4, len(panels))
+    shapes = [validation.load(index)[0].shape for validation, index, *_ in panels]
+    wide = all(width > 2 * height for height, width, _ in shapes)
+    columns = min(2 if wide else 4, len(panels))
     _draw_grid(path, [panels[i : i + columns] for i in range(0, len(panels), columns)], MAX_SIDE)
 
 
