@@ -66,7 +66,7 @@ def test_trees_crops_come_from_all_photographs(monkeypatch):
 
 
 def test_trees_crops_that_do_not_fit():
-    with pytest.raises(data.DataError, match="OSBS_029.jpg: its upper part, 200 x 150 pixels"):
+    with pytest.raises(data.DataError, match=r"OSBS_029\.jpg: its upper part, 200 x 150 pixels"):
         make_trees(image_size=160)
 
 
