@@ -18,7 +18,7 @@ DETECTORS = (
 WITH_MASKS = ("mask_rcnn", "rtmdet_ins")  # These train on the digits only, which have masks.
 COCO_PATHS = ("train_images", "train_json", "val_images", "val_json")
 PRESETS = {
-    "trees": {"steps": 800, "batch_size": 4, "image_size": 224, "max_boxes": 100},
+    "trees": {"steps": 1600, "batch_size": 4, "image_size": 144, "max_boxes": 60},
     "digits": {"steps": 600, "batch_size": 16, "image_size": 96, "max_boxes": 6},
     "coco": {"steps": 3000, "batch_size": 8, "image_size": 256, "max_boxes": 100},
 }
@@ -102,13 +102,13 @@ def parse_arguments(argv: list[str] | None) -> dict[str, Any]:
     add(
         "--steps",
         type=positive,
-        help="default: trees 800, digits 600 (RTMDet 1200), own data 3000",
+        help="default: trees 1600, digits 600 (RTMDet 1200), own data 3000",
     )
     add("--batch-size", type=positive, help="default: trees 4, digits 16 (RTMDet 8), own data 8")
     add(
         "--image-size",
         type=positive,
-        help="side in pixels of the crops of trees (224) or of letterboxed own images (256)",
+        help="side in pixels of the crops of trees (144) or of letterboxed own images (256)",
     )
     add("--max-boxes", type=positive, help="rows that the ground truth of an image is padded to")
     add("--seed", type=int, help="seed of the weights and the data (default: 0)")
@@ -190,7 +190,7 @@ def _losses_of(model: dict[str, Any]) -> dict[str, tuple[dict[str, Any], str]]:
         prefix + key.removeprefix("loss"): (part, key)
         for prefix, part in parts
         for key in part
-        if key.startswith("loss")
+        if key.startswith("loss_")
     }
 
 

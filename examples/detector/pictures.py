@@ -16,7 +16,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator
 
-from .data import ValidationSet, decode_mask
+from .data import Letterbox, ValidationSet, decode_mask
 
 # Okabe and Ito's palette, whose colours the colour-blind can tell apart.
 BLUE, ORANGE, GREEN = "#0072B2", "#E69F00", "#009E73"
@@ -63,8 +63,8 @@ def draw_losses(path: Path, history: dict[str, list[float]]) -> None:
 def draw_totals(path: Path, histories: dict[str, dict[str, list[float]]]) -> None:
     """Draw the sum of the losses of each detector over the steps, as a running mean."""
     figure, panel = plt.subplots(figsize=(11, 5.2), dpi=100, layout="constrained")
-    colors = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, "black", ORANGE, GREEN, PURPLE)
-    styles = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), "-", "--", "-", "-", "-")
+    colors = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, "black", ORANGE, GREEN, PURPLE, SKY)
+    styles = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), "-", "--", "-", "-", "-", "--")
     lines = itertools.cycle(zip(colors, styles, strict=True))
     for (name, history), (color, dashes) in zip(histories.items(), lines, strict=False):
         _, ends, mean = _running_mean(np.sum(list(history.values()), axis=0))
@@ -86,7 +86,9 @@ def draw_detections(path: Path, detections: list[Detections]) -> None:
         for validation, results in detections
         for index in _first_images(validation, MAX_PANELS // len(detections))
     ]
-    columns = min(4, len(panels))
+    places = [validation.load(index)[1] for validation, index, *_ in panels]
+    wide = all(place.width > 2 * place.height for place in places)
+    columns = 1 if wide else min(4, len(panels))
     _draw_grid(path, [panels[i : i + columns] for i in range(0, len(panels), columns)], MAX_SIDE)
 
 
@@ -122,7 +124,7 @@ def _title(validation: ValidationSet, index: int) -> str:
 def _draw_grid(path: Path, rows: list[list[Panel]], max_side: int) -> None:
     """Draw rows of panels, of each image its middle of at most `max_side` pixels."""
     crops = [
-        [_middle(validation.load(index)[0].shape, max_side) for validation, index, *_ in row]
+        [_middle(validation.load(index)[1], max_side) for validation, index, *_ in row]
         for row in rows
     ]
     aspects = [[(x2 - x1) / (y2 - y1) for x1, y1, x2, y2 in row] for row in crops]
@@ -225,8 +227,8 @@ def _draw_mask(axis: Axes, mask: np.ndarray) -> None:
         )
 
 
-def _middle(shape: tuple[int, ...], max_side: int) -> Crop:
-    """The middle of an image, at most `max_side` pixels wide and high."""
-    height, width = shape[:2]
-    x, y = max(0, (width - max_side) // 2), max(0, (height - max_side) // 2)
-    return x, y, min(width, x + max_side), min(height, y + max_side)
+def _middle(place: Letterbox, max_side: int) -> Crop:
+    """The middle of an image without its padding, at most `max_side` pixels wide and high."""
+    ((x1, y1, x2, y2),) = place.forward(np.array([[0, 0, place.width, place.height]])).astype(int)
+    x, y = max(x1, (x1 + x2 - max_side) // 2), max(y1, (y1 + y2 - max_side) // 2)
+    return int(x), int(y), int(min(x2, x + max_side)), int(min(y2, y + max_side))

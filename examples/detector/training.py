@@ -122,14 +122,25 @@ class Trainer:
         with tqdm(
             total=self.steps, initial=first, unit="step", disable=jax.process_index() > 0
         ) as progress:
+
+            def show(losses: jax.Array) -> None:
+                values = losses.tolist()  # Waits for their step.
+                progress.set_postfix(dict(zip(self.loss_names, values, strict=True)), refresh=False)
+                progress.update()
+
+            running: jax.Array | None = None
             for step in range(first, self.steps):
                 state = self.step(state, dataset.train_batch(step))
-                progress.update()
-                if (step + 1) % 10 == 0:  # Not at every step: reading the losses waits for it.
-                    values = state["history"][step].tolist()
-                    progress.set_postfix(dict(zip(self.loss_names, values, strict=True)))
+                # Wait for the step before this one. Without that the bar would count steps that
+                # are dispatched, which takes no time, and then stand still. A wait for this step
+                # itself would leave the device idle until the next one is dispatched.
+                if running is not None:
+                    show(running)
+                running = state["history"][step]
                 if (step + 1) % interval == 0 or step + 1 == self.steps:
                     checkpoints.save(step + 1, args=ocp.args.StandardSave(state))
+            if running is not None:
+                show(running)
         return state
 
     def step_compilations(self) -> int:

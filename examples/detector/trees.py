@@ -1,4 +1,4 @@
-"""Tree crowns in aerial photographs: the left 80 % of one trains, the rest validates."""
+"""Tree crowns in aerial photographs: the top of each trains, the strip below it validates."""
 
 from pathlib import Path
 
@@ -21,17 +21,19 @@ from .data import (
 )
 
 FOLDER = Path(__file__).parents[1] / "data" / "trees"
-LARGE = "YELL_528000_4978000.jpg"
-UNSEEN = "YELL_541000_4977000.jpg"
-TRAIN_FRACTION = 0.8  # of the width of the large photograph
+PHOTOGRAPHS = (
+    *("YELL_528000_4978000.jpg", "YELL_541000_4977000.jpg"),  # large, from Yellowstone
+    *("OSBS_029.jpg", "SOAP_061.jpg"),  # small, from Florida and California
+)
+TRAIN_FRACTION = 0.75  # of the height of each photograph
 
 
 class Trees:
-    """Random crops from the left part of the large photograph.
+    """Random crops from the upper part of each photograph.
 
-    The split is by pixels: training crops lie left of a border, the validation strip right of it.
-    A crown on the border counts on the side that shows at least half of it, and is ignored on the
-    other (see `cut`).
+    The split is by pixels: training crops lie above a border, the validation strip below it. A
+    crown on the border counts on the side that shows at least half of it, and is ignored on the
+    other (see `cut`). The photographs are drawn as often as they have crowns.
     """
 
     def __init__(
@@ -43,25 +45,29 @@ class Trees:
           batch_size: Crops in a batch.
           image_size: Side of a crop in pixels.
           max_boxes: Rows that the ground truth of a crop is padded to.
-          multiple: Validation photographs are padded to sides that are multiples of this.
+          multiple: Validation strips are padded to sides that are multiples of this.
           seed: Of the crops.
         """
         self.class_names = ["tree"]
         self.batch_size, self.image_size, self.max_boxes = batch_size, image_size, max_boxes
         self.seed = seed
-        large, large_boxes, large_labels = _read_photograph(LARGE)
-        unseen, unseen_boxes, unseen_labels = _read_photograph(UNSEEN)
-        height, width = large.shape[:2]
-        border = int(width * TRAIN_FRACTION)
-        if image_size > min(border, height):
-            raise DataError(f"{FOLDER / LARGE}: too small for crops of {image_size} pixels")
-        self.image = large[:, :border]
-        self.boxes, self.labels = cut(large_boxes, large_labels, (0, 0, border, height))
-        strip_boxes, strip_labels = cut(large_boxes, large_labels, (border, 0, width, height))
-        self.validation = [
-            _validation_set("strip", large[:, border:], strip_boxes, strip_labels, multiple),
-            _validation_set("unseen", unseen, unseen_boxes, unseen_labels, multiple),
-        ]
+        self.parts: list[Sample] = []
+        strips: list[Sample] = []
+        for name in PHOTOGRAPHS:
+            image, boxes, labels = _read_photograph(name)
+            height, width = image.shape[:2]
+            border = int(height * TRAIN_FRACTION)
+            if image_size > min(border, width):
+                raise DataError(
+                    f"{FOLDER / name}: its upper part, {width} x {border} pixels, is too small for "
+                    f"crops of {image_size} pixels"
+                )
+            upper, lower = (0, 0, width, border), (0, border, width, height)
+            self.parts.append((image[:border], *cut(boxes, labels, upper)))
+            strips.append((image[border:], *cut(boxes, labels, lower)))
+        crowns = np.array([(labels >= 0).sum() for _, _, labels in self.parts])
+        self.frequencies = crowns / crowns.sum()
+        self.validation = [_validation_set(strips, multiple)]
 
     def train_batch(self, step: int, rows: slice = ALL) -> dict[str, np.ndarray]:
         """Random crops, turned and mirrored, since an aerial photograph has no upright side."""
@@ -71,11 +77,12 @@ class Trees:
 
     def _crop(self, rng: np.random.Generator) -> Sample:
         size = self.image_size
-        height, width = self.image.shape[:2]
+        image, boxes, labels = self.parts[rng.choice(len(self.parts), p=self.frequencies)]
+        height, width = image.shape[:2]
         x = int(rng.integers(width - size + 1))
         y = int(rng.integers(height - size + 1))
-        image = self.image[y : y + size, x : x + size]
-        boxes, labels = cut(self.boxes, self.labels, (x, y, x + size, y + size))
+        image = image[y : y + size, x : x + size]
+        boxes, labels = cut(boxes, labels, (x, y, x + size, y + size))
         # Two rounds of transpose and flip reach all eight turned and mirrored versions.
         for _ in range(2):
             if rng.random() < 0.5:
@@ -83,7 +90,7 @@ class Trees:
             if rng.random() < 0.5:
                 image, boxes = flip(image, boxes)
         # The shift imitates haze, in which photographs differ.
-        return brighten(image, rng.uniform(0.6, 1.3), rng.uniform(-20, 50)), boxes, labels
+        return brighten(image, rng.uniform(0.7, 1.3), rng.uniform(-20, 30)), boxes, labels
 
 
 def _read_photograph(file_name: str) -> Sample:
@@ -96,17 +103,19 @@ def _read_photograph(file_name: str) -> Sample:
     return read_image(FOLDER / file_name), boxes, np.zeros(len(boxes), np.int32)
 
 
-def _validation_set(
-    name: str, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, multiple: int
-) -> ValidationSet:
-    height, width = image.shape[:2]
-    padding = ((0, -height % multiple), (0, -width % multiple), (0, 0))
-    padded = np.pad(image, padding, mode="edge")
+def _validation_set(strips: list[Sample], multiple: int) -> ValidationSet:
+    images, boxes, labels = zip(*strips, strict=True)
+
+    def load(index: int) -> tuple[np.ndarray, Letterbox]:
+        height, width = images[index].shape[:2]
+        padding = ((0, -height % multiple), (0, -width % multiple), (0, 0))
+        return np.pad(images[index], padding, mode="edge"), Letterbox(width, height)
+
     return ValidationSet(
-        name=name,
-        ground_truth=coco_dict([boxes], [labels], ["tree"]),
-        load=lambda index: (padded, Letterbox(width, height)),
+        name="strips",
+        ground_truth=coco_dict(list(boxes), list(labels), ["tree"]),
+        load=load,
         category_ids=[0],
-        # One photograph has 279 crowns: COCO's limit of 100 detections would limit the AP.
+        # One strip has more than 100 crowns: COCO's limit of 100 detections would limit the AP.
         max_detections=500,
     )

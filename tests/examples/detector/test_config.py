@@ -76,7 +76,7 @@ def test_steps_are_those_of_the_data_and_the_detector(tmp_path):
 
     every = steps("--all", "--data", "digits")
     assert (every["fcos"], every["rtmdet"], every["yolov8"]) == ((600, 16), (1200, 8), (600, 16))
-    assert steps("--all")["rtmdet"] == (800, 4)
+    assert steps("--all")["rtmdet"] == (1600, 4)
     one = ("--data", "digits", "--detector", "rtmdet_ins")
     assert steps(*one) == {"rtmdet_ins": (1200, 8)}
     assert steps(*one, "--steps", "5") == {"rtmdet_ins": (5, 8)}

@@ -17,32 +17,63 @@ def make_trees(**options):
 
 
 def test_trees_split_has_no_leak(monkeypatch):
-    """With pixels of 0 left of the border and 255 right of it, every crop has one colour."""
-    original = trees._read_photograph
+    """With pixels of 0 above the border and 255 below it, every crop has one colour."""
+    original, crowns = trees._read_photograph, []
 
     def marked(file_name):
         image, boxes, labels = original(file_name)
+        crowns.append(len(boxes))
         image = np.zeros_like(image)
-        image[:, 920:] = 255  # 80 % of 1150
+        image[len(image) * 3 // 4 :] = 255
         return image, boxes, labels
 
     monkeypatch.setattr(trees, "_read_photograph", marked)
     dataset = make_trees(batch_size=64)
-    assert dataset.image.shape == (1236, 920, 3)
+    sizes = [(927, 1150), (388, 624), (150, 200), (150, 200)]
+    assert [image.shape[:2] for image, _, _ in dataset.parts] == sizes
     for step in range(5):
         assert dataset.train_batch(step)["images"].std(axis=(1, 2, 3)).max() == 0
-    strip, place = dataset.validation[0].load(0)
-    assert strip.min() == 255
-    assert (place.width, place.height) == (230, 1236)
+    (validation,) = dataset.validation
+    places = [(1150, 309), (624, 130), (200, 50), (200, 50)]
+    for index, size in enumerate(places):
+        strip, place = validation.load(index)
+        assert strip.min() == 255
+        assert (place.width, place.height) == size
+        assert strip.shape == (-(-size[1] // 8) * 8, -(-size[0] // 8) * 8, 3)
     # Each crown is an object on only one side of the border.
-    objects = sum(not a["iscrowd"] for a in dataset.validation[0].ground_truth["annotations"])
-    assert objects + (dataset.labels >= 0).sum() == 574
-    assert 0 < (dataset.labels == IGNORED).sum() < 24
+    annotations = validation.ground_truth["annotations"]
+    for index, (_, _, labels) in enumerate(dataset.parts):
+        below = sum(a["image_id"] == index and not a["iscrowd"] for a in annotations)
+        assert below + (labels >= 0).sum() == crowns[index]
+        assert 0 < (labels == IGNORED).sum() < 24
+    assert sum(crowns) == 951
+
+
+def test_trees_crops_come_from_all_photographs(monkeypatch):
+    """As often as they have crowns: of four colours, all occur, and the first most often."""
+    original, shades = trees._read_photograph, iter([40, 80, 120, 160])
+
+    def shaded(file_name):
+        image, boxes, labels = original(file_name)
+        return np.full_like(image, next(shades)), boxes, labels
+
+    monkeypatch.setattr(trees, "_read_photograph", shaded)
+    monkeypatch.setattr(trees, "brighten", lambda image, *_: image)
+    images = make_trees(batch_size=400).train_batch(0)["images"]
+    colours, counts = np.unique(images[:, 0, 0, 0], return_counts=True)
+    assert colours.tolist() == [40, 80, 120, 160]
+    np.testing.assert_allclose(counts / 400, np.array([415, 212, 46, 30]) / 703, atol=0.07)
+
+
+def test_trees_crops_that_do_not_fit():
+    with pytest.raises(data.DataError, match=r"OSBS_029\.jpg: its upper part, 200 x 150 pixels"):
+        make_trees(image_size=160)
 
 
 def test_trees_detections_are_not_capped_below_the_crowns():
-    for validation in make_trees().validation:
-        assert validation.max_detections > len(validation.ground_truth["annotations"])
+    (validation,) = make_trees().validation
+    images = [a["image_id"] for a in validation.ground_truth["annotations"]]
+    assert 100 < np.bincount(images).max() < validation.max_detections
 
 
 def test_trees_batches_follow_from_seed_and_step():
