@@ -39,7 +39,7 @@ def test_detr_outputs_follow_the_image():
                 np.zeros((2, *shape, 3), np.uint8)
             )
         )
-        assert [x.shape for x in outputs] == [
+        assert [x.shape for x in jax.tree.leaves(outputs)] == [
             (3, 2, queries, 3),
             (3, 2, queries, 4),
             (2, cells, 3),
