@@ -80,6 +80,7 @@ def test_rows_may_read_any_of_the_maps(mode):
     np.testing.assert_array_equal(beyond[0, 0], sample_points(maps[0, 0], points[0, 0], mode=mode))
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("padding", PADDINGS)
 @pytest.mark.parametrize("with_indices", [False, True])
 @pytest.mark.parametrize("mode", MODES)
@@ -122,6 +123,7 @@ def test_gradients_of_half_floats_are_summed_in_float32():
     np.testing.assert_array_equal(gradient, np.array([[2000, 0], [0, 0]], jnp.bfloat16))
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("cells", [1, 2])
 @pytest.mark.parametrize("size", [(5, 8), (1, 4), (1, 1)])
 def test_what_a_tpu_computes_is_the_same(cells, size):
@@ -218,6 +220,7 @@ def in_order(points):
     return np.sort(np.asarray(points[..., 0]) + 1j * np.asarray(points[..., 1]), axis=-1)
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("name", CASES)
 def test_the_points_that_mmdet_and_rf_detr_choose(name):
     logits, options, drawn, chosen, matched = stored(name)
@@ -295,6 +298,7 @@ def test_errors_of_choosing(options, message):
         uncertain_points(None, random_maps(2, 6, 7), **(OPTIONS | options))
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("kind", ["shard_map", "auto", "explicit"])
 def test_images_spread_over_devices(kind):
     maps, indices = random_maps(4, 3, 6, 7), np.tile(np.array([2, 0], np.int32), (4, 1))

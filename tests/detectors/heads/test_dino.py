@@ -139,6 +139,7 @@ def test_the_encoder_learns_classes_and_deformable_detr_s_one_class(x64):
         close(deformable[key], (of_one_class if key.startswith("enc_") else losses)[key])
 
 
+@pytest.mark.one_in(4)
 @every_head
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
 def test_jit_over_sharded_images(name, axis_type, x64):
@@ -159,6 +160,7 @@ def test_jit_over_sharded_images(name, axis_type, x64):
     close(jax.device_get(found), on_one_device(name))
 
 
+@pytest.mark.one_in(2)
 @every_head
 def test_the_mean_of_the_devices_is_the_whole_batch(name, x64):
     axes = (AXES, 0, 0)
@@ -175,6 +177,7 @@ def test_the_mean_of_the_devices_is_the_whole_batch(name, x64):
     close(gradient, expected_gradient)
 
 
+@pytest.mark.one_in(2)
 @every_head
 def test_half_floats_are_computed_in_float32(name):
     outputs, truth, keywords = batch(name, np.float32)
@@ -257,6 +260,7 @@ class TestGroundingDINO:
         assert losses["loss_bbox"] == losses["loss_iou"] == 0
         assert losses["loss_cls"] > 0
 
+    @pytest.mark.long
     def test_checked_looks_at_maps_and_at_logits_of_tokens(self):
         outputs, truth, keywords = batch(self.name, np.float32)
         logits = np.where(keywords["text_token_mask"][None, :, None], outputs.cls_scores, -np.inf)

@@ -110,6 +110,7 @@ def assert_sound(losses, gradient):
 # Ground truth: any number of masks, padding, labels.
 
 
+@pytest.mark.long
 @every_head
 def test_any_number_of_masks_is_one_program(name):
     """As many queries learn a mask as there are masks, or all."""
@@ -146,6 +147,7 @@ def test_more_masks_than_queries(name):
     assert np.asarray(gradient.mask_preds).any((-1, -2)).all()
 
 
+@pytest.mark.long
 @every_head
 def test_masks_and_labels_of_every_type(name):
     outputs, labels, masks = batch_for((4, 4))
@@ -249,6 +251,7 @@ def test_masks_that_are_the_ground_truth():
 # Random points.
 
 
+@pytest.mark.long
 def test_points_come_from_the_key_or_are_given():
     head, (outputs, *truth) = head_of("Mask2FormerHead"), batch_for()
     run = jax.jit(lambda key, points: head.loss(outputs, *truth, key=key, points=points))

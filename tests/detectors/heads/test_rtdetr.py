@@ -80,6 +80,7 @@ def test_denoising_queries_learn_what_they_are_told():
     close(head.loss(padded._replace(dn_gt_inds=inds), *truth), losses)
 
 
+@pytest.mark.long
 def test_no_denoising_queries():
     """A generator without boxes gives none: their losses are 0, the others stay."""
     head = head_of()

@@ -67,6 +67,7 @@ def test_masks_by_their_formula(agnostic, x64):
         np.testing.assert_allclose(losses[f"s{stage}.loss_mask"], expected, rtol=1e-6)
 
 
+@pytest.mark.long
 def test_masks_without_a_region_are_not_read():
     """Of padding, and of boxes that the matching leaves out."""
     head = head_with_masks()
@@ -103,6 +104,7 @@ def test_the_regions_of_masks():
         assert gt_inds[0, image, regions[0, image, number]] == number + 1
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
 def test_masks_over_devices(axis_type, x64):
     head = head_with_masks()
