@@ -197,6 +197,7 @@ def test_a_model_of_mmdet():
         ),
         ({"num_stages": 3}, "one weight for each of one stage or more"),
         ({"mask_head": {**MASK, "num_classes": 9}}, "mask_head must have num_classes=3"),
+        ({"loss_cls": {"type": "VarifocalLoss"}}, "loss_cls gets pred"),
         (
             {"mask_head": {**MASK, "loss_mask": {"type": "GIoULoss"}}},
             "loss_mask gets probabilities",

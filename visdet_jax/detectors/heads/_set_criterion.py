@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from visdet_jax.boxes._pairs import columns
 from visdet_jax.boxes.overlap import OverlapMode, overlaps
@@ -75,14 +74,6 @@ class SetCriterion(QueryHead):
 
     # What a subclass may extend.
 
-    def examples(self, rows: int) -> dict[str, tuple[Any, Any]]:
-        examples = super().examples(rows)
-        logits, labels = examples["loss_cls"]
-        if isinstance(self.loss_cls, QualityLoss):
-            scores = jax.ShapeDtypeStruct((rows,), np.float32)
-            examples["loss_cls"] = (logits, (labels, scores))
-        return examples
-
     def corners(self, boxes: jax.Array) -> jax.Array:
         """Boxes (..., 4) as cx, cy, w, h as their corners. A size below 0 counts as 0."""
         x, y, w, h = columns(boxes)
@@ -96,10 +87,15 @@ class SetCriterion(QueryHead):
             return queries.gt
         return queries.gt._replace(labels=jnp.minimum(labels, 0))
 
+    @property
+    def quality(self) -> OverlapMode:
+        """Which overlap with its box a loss of a quality learns as a query's score."""
+        return "iou"
+
     def class_targets(self, targets: HeadTargets, bbox_preds: jax.Array) -> Any:
         """The target of the class loss of one layer, (B, Q, ...)."""
         if isinstance(self.loss_cls, QualityLoss):
-            return targets.labels, self.overlap(bbox_preds, targets)
+            return targets.labels, self.overlap(bbox_preds, targets, self.quality)
         return targets.labels
 
     def weight_of_iou(self, bbox_preds: jax.Array, targets: HeadTargets) -> jax.Array:

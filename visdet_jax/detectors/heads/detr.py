@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from visdet_jax.boxes.formats import convert_boxes, denormalize_boxes
 from visdet_jax.detectors.assigners.hungarian import HungarianAssigner
@@ -164,14 +163,6 @@ class DETRHead(QueryHead):
     def class_targets(self, targets: HeadTargets, gt: Instances) -> tuple[Any, Any]:
         """(target, weight) of the class loss of one layer, (B, Q, ...)."""
         return targets.labels, targets.label_weights
-
-    def examples(self, rows: int) -> dict[str, tuple[Any, Any]]:
-        examples = super().examples(rows)
-        logits, labels = examples["loss_cls"]
-        if isinstance(self.loss_cls, QualityLoss):
-            scores = jax.ShapeDtypeStruct((rows,), np.float32)
-            examples["loss_cls"] = (logits, (labels, scores))
-        return examples
 
     # What subclasses share.
 

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from visdet_jax.boxes.formats import convert_boxes, denormalize_boxes, normalize_boxes
 from visdet_jax.core.checks import as_labels, check_array
@@ -28,6 +29,7 @@ from visdet_jax.detectors.structures import (
 )
 from visdet_jax.losses.boxes._box_loss import BoxLoss
 from visdet_jax.losses.loss import Loss
+from visdet_jax.losses.quality._quality import QualityLoss
 
 
 class QuerySets(NamedTuple):
@@ -93,6 +95,10 @@ class QueryHead(Head):
 
     def examples(self, rows: int) -> dict[str, tuple[Any, Any]]:
         examples = super().examples(rows)
+        logits, labels = examples["loss_cls"]
+        if isinstance(self.loss_cls, QualityLoss):
+            scores = jax.ShapeDtypeStruct((rows,), np.float32)
+            examples["loss_cls"] = (logits, (labels, scores))
         return examples | {"loss_iou": examples["loss_bbox"]}
 
     def corners(self, boxes: jax.Array) -> jax.Array:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 import jax
 
+from visdet_jax.boxes.overlap import OverlapMode
 from visdet_jax.core.names import did_you_mean
 from visdet_jax.detectors.costs.match_cost import Instances
 from visdet_jax.detectors.heads._set_criterion import (
@@ -29,7 +30,6 @@ from visdet_jax.detectors.structures import (
 )
 from visdet_jax.losses.classification.focal import FocalLoss
 from visdet_jax.losses.loss import Loss
-from visdet_jax.losses.quality._quality import QualityLoss
 from visdet_jax.losses.quality.matchability_aware import MatchabilityAwareLoss
 from visdet_jax.losses.quality.varifocal import VarifocalLoss
 from visdet_jax.registry import as_dict
@@ -197,12 +197,9 @@ class RTDETRCriterion(SetCriterion):
 
     # What a subclass may extend.
 
-    def class_targets(self, targets: HeadTargets, bbox_preds: jax.Array) -> Any:
-        if isinstance(self.loss_cls, QualityLoss):
-            return targets.labels, self.overlap(
-                bbox_preds, targets, self.boxes_weight_format or "iou"
-            )
-        return targets.labels
+    @property
+    def quality(self) -> OverlapMode:
+        return self.boxes_weight_format or "iou"
 
     def weight_of_iou(self, bbox_preds: jax.Array, targets: HeadTargets) -> jax.Array:
         if self.boxes_weight_format is None:

@@ -345,6 +345,11 @@ class SparseRoIHead(QueryHead):
         shapes = None if image_shapes is None else jnp.asarray(image_shapes)
         return Detections(clip_to_image(outputs.bbox_preds[-1].astype(dtype), shapes), scores)
 
+    def examples(self, rows: int) -> dict[str, tuple[Any, Any]]:
+        examples = super().examples(rows)
+        logits, _ = examples["loss_cls"]  # A loss of a quality would get labels alone too.
+        return examples | {"loss_cls": (logits, jax.ShapeDtypeStruct((rows,), np.int32))}
+
     def expects(
         self,
         outputs: SparseRoIOutputs,
