@@ -15,7 +15,7 @@ MASK_TARGETS, _ = read("twostage", "mask_targets")
 SETS = sorted(key.removesuffix("_rois") for key in MASK_TARGETS if key.endswith("_rois"))
 
 
-@pytest.mark.one_in(5)
+@pytest.mark.one_in(8)
 @pytest.mark.parametrize("name", SETS)
 @pytest.mark.parametrize("precision", [64, 32])
 def test_golden_crops(name, precision, x64):

@@ -196,7 +196,7 @@ def suppress_image(boxes, scores, groups, valid):
     return suppress(boxes, scores, groups, valid=valid)
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.long
 def test_vmap_equals_the_loop(block):
     batch, expected = images(3)
     found = jax.jit(jax.vmap(suppress_image))(*batch)
@@ -275,7 +275,7 @@ def test_without_a_threshold_the_best_scores_are_kept_without_a_loop(max_out):
         assert not has_a_loop(found, boxes, scores, None)
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.long
 @pytest.mark.parametrize("max_candidates", [None, 20, 400])
 @pytest.mark.parametrize("max_per_img", [30, 200])
 def test_classes_without_a_threshold(max_per_img, max_candidates):
@@ -432,7 +432,7 @@ def proposals(arrays, config, dtype):
     return boxes, scores, levels, index, counts
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 @pytest.mark.parametrize("name", names("twostage", "prop"))
 @pytest.mark.parametrize("precision", [64, 32])
 def test_golden_proposals(name, precision, x64):

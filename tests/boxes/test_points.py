@@ -123,7 +123,7 @@ def test_gradients_of_half_floats_are_summed_in_float32():
     np.testing.assert_array_equal(gradient, np.array([[2000, 0], [0, 0]], jnp.bfloat16))
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize("cells", [1, 2])
 @pytest.mark.parametrize("size", [(5, 8), (1, 4), (1, 1)])
 def test_what_a_tpu_computes_is_the_same(cells, size):
@@ -298,7 +298,7 @@ def test_errors_of_choosing(options, message):
         uncertain_points(None, random_maps(2, 6, 7), **(OPTIONS | options))
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["shard_map", "auto", "explicit"])
 def test_images_spread_over_devices(kind):
     maps, indices = random_maps(4, 3, 6, 7), np.tile(np.array([2, 0], np.int32), (4, 1))

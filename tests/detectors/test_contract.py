@@ -175,7 +175,7 @@ def test_an_object_is_its_fields(name, row):
 # What a call gives.
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 @every_call
 def test_equal_objects_share_one_trace(name, row):
     inputs, traces = inputs_of(row), []
@@ -191,7 +191,7 @@ def test_equal_objects_share_one_trace(name, row):
         assert len(traces) == 1
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 @every_call
 def test_jit_equals_eager(name, row):
     inputs = inputs_of(row)
@@ -200,7 +200,7 @@ def test_jit_equals_eager(name, row):
     close(jitted_call(name, row)(inputs), eager)
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 @every_call
 def test_vmap_equals_the_loop(name, row):
     images = [inputs_of(row, seed) for seed in range(3)]
@@ -210,7 +210,7 @@ def test_vmap_equals_the_loop(name, row):
     close(jax.vmap(call)(batch), expected)
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 @every_call
 def test_images_may_be_spread_over_devices(name, row):
     images = [inputs_of(row, seed) for seed in range(4)]
@@ -248,7 +248,7 @@ def test_results_are_finite_and_of_the_documented_shapes_and_types(name, row, ma
         assert_sound(row, inputs, call(inputs))
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @every_call_with_gradient
 @pytest.mark.parametrize("make", ["inputs", "extremes"])
 def test_gradients_are_finite(name, row, make):
@@ -264,7 +264,7 @@ def test_gradients_are_finite(name, row, make):
         assert np.isfinite(gradient).all(), f"the gradient by {key} is not finite"
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 @every_call
 def test_there_may_be_no_ground_truth_and_no_prediction(name, row):
     inputs = inputs_of(row)
@@ -287,7 +287,7 @@ def test_rows_are_independent(name, row):
         np.testing.assert_array_equal(results[key][kept], expected[key][kept])
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 @every_call_with_labels
 def test_padded_ground_truth_changes_nothing(name, row):
     inputs, call = inputs_of(row), jitted_call(name, row)
@@ -311,7 +311,7 @@ def test_padded_ground_truth_changes_nothing(name, row):
     close(without, expected)
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 @every_call_with_labels
 @pytest.mark.parametrize("dtype", [np.int8, *map(as_long, [np.uint8, np.int16, np.uint16])])
 def test_labels_of_every_integer_type_give_what_int32_gives(name, row, dtype):
@@ -325,7 +325,7 @@ def test_labels_of_every_integer_type_give_what_int32_gives(name, row, dtype):
     chex.assert_trees_all_equal_dtypes(results, expected)
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 @every_call
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, as_long(jnp.float16)])
 def test_half_floats_are_computed_in_float32(name, row, dtype):
@@ -336,7 +336,7 @@ def test_half_floats_are_computed_in_float32(name, row, dtype):
     assert_sound(row, half, results)
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @every_call
 def test_float64_stays_float64_and_float32_float32(name, row, x64):
     inputs = inputs_of(row)
@@ -370,7 +370,7 @@ def assert_traceable(name, row, fields):
     close(swept, jax.tree.map(lambda *x: np.stack(x), *alone))
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 @every_call
 def test_numbers_may_be_traced(name, row):
     numbers, _ = numbers_of(name, row)

@@ -32,6 +32,7 @@ def noise_of(arrays):
     return DenoisingNoise(arrays["rand_p"], arrays["rand_label"], is_negative, arrays["rand_part"])
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_golden(name, dtype, x64):
@@ -125,6 +126,7 @@ def test_no_image_has_a_box():
     assert np.isfinite(found.box_logits).all()
 
 
+@pytest.mark.long
 def test_over_devices_the_fullest_image_is_that_of_all():
     boxes, labels = np.tile(BOXES, (4, 1, 1)), np.tile(LABELS, (4, 1))
     shapes = np.tile(SHAPES, (4, 1))

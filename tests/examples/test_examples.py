@@ -134,6 +134,7 @@ def test_benchmark_by_rows(capsys):
     assert [line.split("  ")[0] for line in lines[1:]] == ["L1", "smooth L1", "balanced L1"]
 
 
+@pytest.mark.long
 def test_the_picture_of_the_front_page(tmp_path):
     losses = draw_overview.draw(tmp_path / "overview.jpg")
     assert losses.keys() == {"loss_bbox", "loss_centerness", "loss_cls"}

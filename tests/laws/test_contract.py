@@ -126,7 +126,7 @@ class Call:
         return jax.eval_shape(compiled, *arguments)[:2]
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 @every_class
 def test_jit_equals_eager_and_vmap_the_loop(name, row):
     # Of the shapes of the other laws, with which they share the programs of single operations.
@@ -145,7 +145,7 @@ def test_jit_equals_eager_and_vmap_the_loop(name, row):
     chex.assert_trees_all_close(jax.vmap(jitted)(*stacked), looped, rtol=2e-5, atol=1e-6)
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 @every_differentiable
 def test_numbers_are_traceable(name, row):
     call = Call(name, row)
@@ -165,7 +165,7 @@ def test_numbers_are_traceable(name, row):
         np.testing.assert_allclose(swept[i], alone, rtol=2e-5, atol=1e-6)
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 @every_differentiable
 def test_finite_for_every_finite_input(name, row):
     call = Call(name, row, "extremes", **({} if row.is_bare else {"reduction": "none"}))
@@ -174,7 +174,7 @@ def test_finite_for_every_finite_input(name, row):
     assert np.isfinite(gradient).all(), f"the gradient of {name} is not finite: {gradient}"
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 @every_differentiable
 def test_forward_mode_and_second_derivatives(name, row):
     call = Call(name, row)
@@ -189,7 +189,7 @@ def test_forward_mode_and_second_derivatives(name, row):
     assert np.isfinite(second).all(), f"a second derivative of {name} is not finite: {second}"
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 @every_loss
 def test_a_row_of_weight_0_is_not_read(name, row):
     call = Call(name, row)
@@ -213,7 +213,7 @@ def test_a_row_of_weight_0_is_not_read(name, row):
     assert np.isfinite(weight_gradient).all()
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 @every_loss
 def test_the_mean_of_nothing_is_0(name, row):
     call = Call(name, row)
@@ -232,7 +232,7 @@ def test_the_mean_of_nothing_is_0(name, row):
     assert not np.any(gradient)
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 @pytest.mark.parametrize(
     ("name", "row", "dtype"),
     [
@@ -255,7 +255,7 @@ def test_half_floats_are_computed_in_float32(name, row, dtype):
     np.testing.assert_array_equal(gradient, np.asarray(expected_gradient).astype(dtype))
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 @every_differentiable_row
 def test_float64_stays_float64(name, row, x64):
     call = Call(name, row)
@@ -267,7 +267,7 @@ def test_float64_stays_float64(name, row, x64):
     assert value.dtype == gradient.dtype == jnp.float64
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 @every_row_of_a_loss
 @eagerly
 def test_weight_and_loss_weight(name, row):
@@ -286,7 +286,7 @@ def test_weight_and_loss_weight(name, row):
     np.testing.assert_allclose(weighted, by_row, rtol=1e-6)
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 @every_row_of_a_loss
 @eagerly
 def test_reduction_and_avg_factor(name, row):
@@ -325,7 +325,7 @@ def explicitly_sharded(call, row):
         yield call.map(lambda x: jax.device_put(x, sharding)), weight
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 @every_differentiable_row
 def test_explicitly_sharded_rows_are_accepted(name, row):
     """JAX raises for what it cannot shard when it traces: nothing is compiled here."""
@@ -337,7 +337,7 @@ def test_explicitly_sharded_rows_are_accepted(name, row):
         assert gradient.shape == call.pred.shape
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize(("name", "row"), few(ONE_EACH_WITH_BARE))
 def test_explicitly_sharded_rows_give_the_same_numbers(name, row):
     call, avg_factor = Call(name, row), None if row.is_bare else 3.0
@@ -387,7 +387,7 @@ def test_a_class_is_its_fields(name, row):
         loss.reduction = "sum"
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize(("name", "row"), few(ONE_EACH))
 def test_equal_losses_share_one_trace(name, row):
     call = Call(name, row)

@@ -127,6 +127,7 @@ def test_labels_of_every_integer_type_give_what_int32_gives(dtype):
         np.testing.assert_array_equal(ours, its)
 
 
+@pytest.mark.long
 def test_jit_equals_eager_and_vmap_the_loop():
     def assign(radius, boxes):
         return fcos_assign(

@@ -285,6 +285,7 @@ def test_a_batch_without_images_costs_nothing():
     assert not any(losses.values())
 
 
+@pytest.mark.long
 def test_export_with_any_number_of_images():
     head = ROW.head()
     images = (outputs_for(head), *boxes_for((2, 0), 3))
@@ -304,6 +305,7 @@ def test_export_with_any_number_of_images():
         np.testing.assert_allclose(actual, expected, rtol=2e-5, atol=1e-6)
 
 
+@pytest.mark.long
 def test_checked():
     head = ROW.head()
     outputs, (boxes, labels) = outputs_for(head), boxes_for((2, 0), 3)

@@ -160,6 +160,7 @@ def test_an_image_without_boxes_learns_heatmaps_of_0():
     assert losses["loss_bbox"] == 0
 
 
+@pytest.mark.long
 def test_a_cell_counts_as_often_as_it_is_positive():
     """A box that is there twice adds its positives twice, and they are counted twice."""
     outputs, boxes, labels = batch(MIDDLE)
@@ -175,6 +176,7 @@ def test_a_cell_counts_as_often_as_it_is_positive():
     np.testing.assert_allclose(head.loss(outputs, *twice)["loss_cls"], once / 2, rtol=1e-5)
 
 
+@pytest.mark.long
 def test_scores_beyond_the_bounds_have_no_gradient():
     head = ROW.head()
     outputs, *truth = batch(MIDDLE)

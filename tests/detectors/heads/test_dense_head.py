@@ -85,7 +85,7 @@ def with_strides(name, strides):
     return ROWS[name].head(**changes)
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.long
 @every_head
 @pytest.mark.parametrize("empty", [0, 1])
 def test_a_level_without_cells_counts_nothing(name, empty):

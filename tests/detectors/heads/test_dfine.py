@@ -79,7 +79,7 @@ def test_boxes_learn_by_the_union_and_classes_by_their_own_matching():
     close(nothing["loss_vfl"], losses["loss_vfl"])
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["DFINECriterion", "DEIMCriterion"])
 def test_without_the_union_each_layer_learns_by_its_own_matching(name):
     """Its bins too: each layer's losses are those of a decoder of that layer alone."""
@@ -101,6 +101,7 @@ def test_without_the_union_each_layer_learns_by_its_own_matching(name):
 # The sides.
 
 
+@pytest.mark.long
 def test_corners_at_the_right_bins_cost_nothing():
     """Distributions that are sure of where the sides lie; the last layer teaches the same."""
     head = head_of(share_matched_indices=True)

@@ -102,6 +102,7 @@ def on_one_device(name):
     return jax.device_get(jax.jit(value_and_gradient(head_of(name)))(*batch(name)))
 
 
+@pytest.mark.one_in(2)
 @every_head
 def test_names_and_padding(name, x64):
     (_, losses), gradient = on_one_device(name)
@@ -124,6 +125,7 @@ def test_denoising_queries_learn_the_boxes_of_their_layout(name, x64):
         np.testing.assert_array_equal(learns_box[layer], gt_inds > 0)
 
 
+@pytest.mark.long
 def test_the_encoder_learns_classes_and_deformable_detr_s_one_class(x64):
     outputs, truth, keywords = batch("DINOHead")
     losses = head_of("DINOHead").loss(outputs, *truth, **keywords)
@@ -139,7 +141,7 @@ def test_the_encoder_learns_classes_and_deformable_detr_s_one_class(x64):
         close(deformable[key], (of_one_class if key.startswith("enc_") else losses)[key])
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.long
 @every_head
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
 def test_jit_over_sharded_images(name, axis_type, x64):
@@ -160,7 +162,7 @@ def test_jit_over_sharded_images(name, axis_type, x64):
     close(jax.device_get(found), on_one_device(name))
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.long
 @every_head
 def test_the_mean_of_the_devices_is_the_whole_batch(name, x64):
     axes = (AXES, 0, 0)
@@ -177,7 +179,7 @@ def test_the_mean_of_the_devices_is_the_whole_batch(name, x64):
     close(gradient, expected_gradient)
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.long
 @every_head
 def test_half_floats_are_computed_in_float32(name):
     outputs, truth, keywords = batch(name, np.float32)
@@ -195,6 +197,7 @@ def test_half_floats_are_computed_in_float32(name):
 class TestGroundingDINO:
     name = "GroundingDINOHead"
 
+    @pytest.mark.long
     def test_logits_without_a_token_may_be_anything(self, x64):
         outputs, truth, keywords = batch(self.name)
         mask = keywords["text_token_mask"]
@@ -209,6 +212,7 @@ class TestGroundingDINO:
             close(jax.device_get(found)[0][1], expected)
             close(jax.device_get(found)[1], expected_gradient)
 
+    @pytest.mark.long
     def test_the_class_loss_is_divided_by_queries(self, x64):
         """Twice the tokens of the same logits and maps make twice the loss."""
         outputs, truth, keywords = batch(self.name)
@@ -250,6 +254,7 @@ class TestGroundingDINO:
         losses = head_of(self.name).loss(outputs, *truth, **short)
         close(losses, on_one_device(self.name)[0][1])
 
+    @pytest.mark.long
     def test_no_box_at_all(self):
         outputs, truth, keywords = batch(self.name, np.float32)
         none = (truth[0][:, :0], truth[1][:, :0], truth[2])

@@ -138,6 +138,7 @@ def test_low_scores_are_proposals_too():
     )
 
 
+@pytest.mark.long
 def test_proposals_have_no_gradient_and_follow_their_own_config():
     head = FIRST_STAGE.head(rpn_proposal=RPN_TEST, test_cfg={**RPN_TEST, "max_per_img": 3})
     outputs, *_, shapes = batch_for(head)

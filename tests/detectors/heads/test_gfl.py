@@ -52,6 +52,7 @@ def test_qualities_and_distributions():
     np.testing.assert_allclose(losses["loss_dfl"], total / 4 / max(certainty.sum(), 1), rtol=1e-5)
 
 
+@pytest.mark.long
 def test_qualities_and_certainties_have_no_gradient():
     head = ROW.head()
     outputs, *truth = batch_for(head)

@@ -175,6 +175,7 @@ def test_update_float64(name, x64):
     replay_update(name, np.float64, "nan")
 
 
-@pytest.mark.parametrize("name", few(UPDATES, ("centernet2_topk3",)))
+@pytest.mark.long
+@pytest.mark.parametrize("name", UPDATES)
 def test_update_float32(name):
     replay_update(name, np.float32, "plausible")

@@ -7,8 +7,8 @@ from cases import few
 from golden.replay_queries import CASES, DIFFERENT, KINDS, Case, replay
 
 EVERY = [name for names in CASES.values() for name in names]
-# Without `--all`: all parts of each outputs, and masks.
-SHORT = ("rtdetr_share", "dfine_conflict", "rfdetr_masks")
+# Without `--all`: all parts of the outputs.
+SHORT = ("rtdetr_share", "dfine_conflict")
 
 
 def test_all_files_are_here():
@@ -23,13 +23,13 @@ def test_float64(name, x64):
     replay(name, np.float64)
 
 
-@pytest.mark.parametrize("name", few(EVERY, ("deim_rtdetr",)))
+@pytest.mark.long
+@pytest.mark.parametrize("name", EVERY)
 def test_float32(name):
     replay(name, np.float32, "plausible")
 
 
-@pytest.mark.parametrize(
-    "name", few(["rtdetr_base", "dfine_uniontie", "deim_base", "rfdetr_base"], ("rfdetr_base",))
-)
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["rtdetr_base", "dfine_uniontie", "deim_base", "rfdetr_base"])
 def test_the_matching_may_be_given(name, x64):
     replay(name, np.float64, given=True)

@@ -88,11 +88,13 @@ def test_float64(name, x64):
     assert_equals_mmdet(name, np.float64, np.nan)
 
 
-@pytest.mark.parametrize("name", few(CASES, SHORT))
+@pytest.mark.long
+@pytest.mark.parametrize("name", CASES)
 def test_float32(name):
     assert_equals_mmdet(name, np.float32, 1)
 
 
-@pytest.mark.parametrize("name", few(SHORT, SHORT[1:]))
+@pytest.mark.long
+@pytest.mark.parametrize("name", SHORT)
 def test_the_matching_may_be_given(name, x64):
     assert_equals_mmdet(name, np.float64, np.nan, with_matching=True)

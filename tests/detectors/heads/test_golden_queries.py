@@ -92,12 +92,14 @@ def test_float64(name, x64):
     assert_equal(name, np.float64, replay(name, np.float64, np.nan), 1e-9, 1e-9)
 
 
-@pytest.mark.parametrize("name", few(CASES, ("deformable_base", "grounding_base")))
+@pytest.mark.long
+@pytest.mark.parametrize("name", CASES)
 def test_float32(name):
     assert_equal(name, np.float32, replay(name, np.float32, 33.0), 2e-5, 5e-5)
 
 
-@pytest.mark.parametrize("kind", few(KINDS, ("dino",)))
+@pytest.mark.long
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_matching_may_be_given(kind, x64):
     name = f"{kind}_base"
     arrays, _ = case_of(name)

@@ -6,8 +6,8 @@ import pytest
 from cases import few
 from golden.replay_onestage import CASES, replay
 
-# Without `--all` one or two cases of each kind.
-SHORT = ("rtmdet_padded", "rtmdetins_base", "rtmdetins_padded_fixed", "mmyolo_rtmdet_base")
+# Without `--all`.
+SHORT = ("rtmdet_padded", "rtmdetins_base")
 # mmdet gives positives the weights of other points there. In `rtmdetins_padded_fixed` it does not.
 KERNELS_OF_OTHERS = "rtmdetins_padded"
 COUNTS = {"rtmdet": 14, "rtmdetins": 10, "mmyolo_rtmdet": 3}
@@ -22,12 +22,12 @@ def without(name):
     return ("loss_mask",) if name == KERNELS_OF_OTHERS else ()
 
 
-@pytest.mark.one_in(4)
 @pytest.mark.parametrize("name", few(ALL, SHORT))
 def test_float64(name, x64):
     replay(name, np.float64, "nan", without(name))
 
 
-@pytest.mark.parametrize("name", few(ALL, ("rtmdetins_many",)))
+@pytest.mark.long
+@pytest.mark.parametrize("name", ALL)
 def test_float32(name):
     replay(name, np.float32, "plausible", without(name))

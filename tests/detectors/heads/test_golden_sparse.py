@@ -90,7 +90,8 @@ def test_float64(name, x64):
     assert_equal(name, np.float64, np.nan, 1e-9, 1e-9)
 
 
-@pytest.mark.parametrize("name", few(CASES, SHORT))
+@pytest.mark.long
+@pytest.mark.parametrize("name", CASES)
 def test_float32(name):
     assert_equal(name, np.float32, 33.0, 2e-5, 5e-5)
 

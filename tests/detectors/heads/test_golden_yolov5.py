@@ -16,7 +16,7 @@ def test_float64(name, x64):
     replay(name, np.float64, "nan")
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.long
 @pytest.mark.parametrize("name", CASES)
 def test_float32(name):
     replay(name, np.float32, "plausible")

@@ -22,6 +22,7 @@ def test_float64(name, x64):
     replay(name, np.float64, "nan")
 
 
-@pytest.mark.parametrize("name", few(ALL, ("vfnet_fcos",)))
+@pytest.mark.long
+@pytest.mark.parametrize("name", ALL)
 def test_float32(name):
     replay(name, np.float32, "plausible")

@@ -59,7 +59,7 @@ def test_every_registered_head_has_a_row():
     assert ROWS.keys() == on_priors - SAME_LOSSES.keys()
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.long
 @pytest.mark.parametrize("name", SAME_LOSSES)
 def test_heads_with_the_losses_of_another(name):
     row = EVERY_ROW[SAME_LOSSES[name]]
@@ -261,7 +261,7 @@ def test_the_shapes_of_targets_and_detections(name):
 # Image shapes as lists.
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @every_head
 def test_lists_and_tuples_of_numbers(name):
     head = EVERY_ROW[name].head()

@@ -139,6 +139,7 @@ def test_padding_may_stand_anywhere_and_hold_anything(name):
         close(compiled(name)(outputs, marked[:, order], filled[:, order], options), expected)
 
 
+@pytest.mark.long
 @every_head
 def test_more_masks_than_queries(name):
     outputs, options = outputs_for(), options_for(name)
@@ -161,6 +162,7 @@ def test_masks_and_labels_of_every_type(name):
 # Layers, the matching, divisors.
 
 
+@pytest.mark.long
 @every_head
 def test_layers_are_independent_and_the_matching_is_detached(name):
     outputs, *truth = batch_for()
@@ -205,7 +207,7 @@ def test_a_matching_that_is_given(name):
     )
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.long
 @pytest.mark.parametrize("class_weight", [None, 2.0, [1.0, 2.0, 3.0, 0.5]])
 def test_the_divisor_of_classes_is_the_sum_of_their_weights(class_weight):
     head = head_of("Mask2FormerHead", loss_cls={**SOFTMAX, "class_weight": class_weight})
@@ -236,6 +238,7 @@ def test_losses_of_masks_by_hand():
     np.testing.assert_allclose(losses["loss_dice"], 3 * dice / 4, rtol=1e-5)
 
 
+@pytest.mark.long
 def test_masks_that_are_the_ground_truth():
     """They are matched, and saturated logits of them cost nothing."""
     labels, masks = truth_for((4, 4))
@@ -319,6 +322,7 @@ def test_extreme_outputs(name):
         assert_sound(*compiled(name)(far, *truth, options_for(name)))
 
 
+@pytest.mark.long
 @every_head
 def test_half_floats_are_computed_in_float32(name):
     _, *truth = batch_for()
@@ -363,6 +367,7 @@ def test_no_images(name):
 # Transformations, devices, export.
 
 
+@pytest.mark.long
 @every_head
 def test_vmap_over_a_hyperparameter(name):
     outputs, *truth = batch_for()
@@ -378,6 +383,7 @@ def test_vmap_over_a_hyperparameter(name):
         np.testing.assert_allclose(value, [alone[key], factor * alone[key]], rtol=1e-5)
 
 
+@pytest.mark.long
 @every_head
 def test_vmap_over_batches_is_the_loop(name):
     batches = [(*batch_for(counts), options_for(name)) for counts in ((3, 1), (0, 4))]
@@ -407,7 +413,7 @@ SPECS = (P(None, "data"), P("data"), P("data"), P(None, "data"))
 exactly = functools.partial(chex.assert_trees_all_close, rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.long
 @every_head
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
 def test_jit_over_sharded_images(name, axis_type, x64):
@@ -437,7 +443,7 @@ def test_points_that_are_drawn_for_sharded_images(x64):
     exactly(drawn, loss(*batch))
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.long
 @every_head
 @pytest.mark.parametrize("check_vma", [True, False])
 def test_shard_map_means_the_devices_losses(name, check_vma, x64):
@@ -520,6 +526,7 @@ def test_equal_heads_share_one_trace_and_live_in_modules(name):
     close(Linen(head_of(name)).apply({}, *batch), expected)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_head_without_statistics_has_an_update(name):
     head, batch = head_of(name), batch_for()
@@ -578,6 +585,7 @@ def test_defaults_are_mmdets():
 # Errors.
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", few(CONFIGS, ["MaskFormerHead"]))
 def test_checked(name):
     head, options = head_of(name), options_for(name)

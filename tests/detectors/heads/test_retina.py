@@ -86,6 +86,7 @@ def level_by_level(head, state, outputs, *truth):
     return losses, state
 
 
+@pytest.mark.long
 def test_update_carries_the_statistics_level_by_level():
     head = ROW.head(**GHM)
     state = expected_state = head.init()

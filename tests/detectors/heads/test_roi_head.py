@@ -291,7 +291,7 @@ def test_vmap_over_a_hyperparameter():
 # Over several devices.
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.long
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
 def test_jit_over_sharded_images(axis_type, x64):
     head = roi_head()
@@ -309,7 +309,7 @@ def test_jit_over_sharded_images(axis_type, x64):
     close(found, jax.device_get(expected), rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.long
 @pytest.mark.parametrize("check_vma", [True, False])
 def test_shard_map_means_the_devices_losses(check_vma, x64):
     head = roi_head()
@@ -390,6 +390,7 @@ def cascade(**changes):
     return build_head(config, stages, {"score_thr": 0.0, "max_per_img": 7})
 
 
+@pytest.mark.long
 def test_a_cascade_is_its_stages():
     head = cascade()
     proposals, *truth, masks = proposals_and_truth()

@@ -61,6 +61,7 @@ def test_an_encoder_of_one_class_learns_from_all_labels():
         np.testing.assert_allclose(losses[name], expected[name], rtol=1e-6)
 
 
+@pytest.mark.long
 def test_denoising_queries_learn_what_they_are_told():
     """A query of -1 learns nothing, one of 0 is background; the divisor counts the others."""
     head = head_of()
@@ -111,7 +112,7 @@ def test_sums_are_divided_by_the_number_of_boxes_exactly(x64):
     np.testing.assert_allclose(losses["loss_bbox_aux_0"], 5 * difference[0].sum() / 4, rtol=1e-12)
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["RTDETRCriterion", "RFDETRCriterion"])
 def test_boxes_without_area_and_inverted_ones(name):
     """Finite, and a size below 0 counts as 0 where boxes overlap, as in the projects."""

@@ -110,6 +110,7 @@ def test_no_rows_are_no_boxes():
     close(head.loss(outputs, *nothing, gt_masks=masks[:, :0]), expected)
 
 
+@pytest.mark.long
 def test_the_positives_of_highest_metric_get_the_masks():
     """A slot more or less changes the mean of the masks' losses as it must."""
     truth, masks = truth_for((4, 1))
@@ -137,6 +138,7 @@ def test_the_positives_of_highest_metric_get_the_masks():
         np.testing.assert_allclose(mean, sum(map(sum, chosen)), rtol=1e-4)
 
 
+@pytest.mark.long
 def test_chunks_change_nothing(monkeypatch):
     head = head_with()
     truth, masks = truth_for((4, 2))
@@ -172,6 +174,7 @@ def test_half_floats_are_computed_in_float32():
     assert {x.dtype for x in jax.tree.leaves(gradient)} == {jnp.dtype(jnp.bfloat16)}
 
 
+@pytest.mark.long
 def test_extreme_outputs():
     head = head_with()
     truth, masks = truth_for((3, 1))

@@ -95,7 +95,7 @@ def test_jit_over_sharded_images(name, axis_type, x64):
     close(jax.device_get(actual), on_one_device(name))
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.long
 @every_head
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
 def test_sharded_images_of_listed_shapes(name, axis_type, x64):

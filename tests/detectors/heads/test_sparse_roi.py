@@ -43,6 +43,7 @@ def batch_with_masks(dtype=np.float32, counts=(3, 1), channels=CLASSES):
     return outputs._replace(mask_preds=preds), *truth, masks.astype(np.uint8)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("agnostic", [False, True])
 def test_masks_by_their_formula(agnostic, x64):
     """Of mmdet's source: the class's mask in the predicted box, dice, over the matched queries."""
@@ -104,7 +105,7 @@ def test_the_regions_of_masks():
         assert gt_inds[0, image, regions[0, image, number]] == number + 1
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.long
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
 def test_masks_over_devices(axis_type, x64):
     head = head_with_masks()
@@ -126,6 +127,7 @@ def test_masks_over_devices(axis_type, x64):
         chex.assert_trees_all_close(jax.jit(mapped)(*batch), expected, rtol=1e-12)
 
 
+@pytest.mark.long
 def test_checked_looks_at_masks():
     head = head_with_masks()
     outputs, *truth, masks = batch_with_masks()

@@ -113,6 +113,7 @@ def test_statistics_of_a_class_loss_are_of_its_own_phase(head, name):
         head.loss(*batch, epoch=0)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("epoch", [0, 2])
 def test_statistics_of_the_box_loss_go_on_through_both_phases(head, epoch):
     head = dataclasses.replace(head, loss_bbox=WIoULoss(momentum=0.25))

@@ -56,7 +56,7 @@ def expected_losses(head, outputs, targets):
     return losses, qualities
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("use_vfl", [True, False])
 @pytest.mark.parametrize("use_atss", [True, False])
 def test_losses_by_the_qualities(use_atss, use_vfl):
@@ -72,6 +72,7 @@ def test_losses_by_the_qualities(use_atss, use_vfl):
     chex.assert_trees_all_close(dict(losses), expected, rtol=1e-5)
 
 
+@pytest.mark.long
 def test_each_loss_has_a_gradient_by_its_own_outputs():
     """The qualities have none: not of the class loss, nor of the weights of the box losses."""
     head = ROW.head()
@@ -100,6 +101,7 @@ def test_each_loss_has_a_gradient_by_its_own_outputs():
     assert not found[~positive].any()
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("use_vfl", [True, False])
 def test_dropped_anchors_are_negatives_of_the_varifocal_loss_alone(use_vfl):
     head = ROW.head(use_vfl=use_vfl)

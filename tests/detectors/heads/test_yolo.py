@@ -35,6 +35,7 @@ def batch_for_pair(head, counts=(3, 1), dtype=np.float32):
     return (tuple(outputs), *boxes_for(counts, 4, dtype), shapes_for(len(counts)))
 
 
+@pytest.mark.long
 def test_plain_distances_in_fractions_of_the_image():
     head = build_head(CONFIG)
     outputs = batch_for_pair(build_head(PAIR))[0][0]
@@ -70,6 +71,7 @@ def test_no_cells_at_all():
     assert not any(losses.values())
 
 
+@pytest.mark.long
 def test_a_pair_is_both_branches():
     head = build_head(PAIR)
     assert type(head) is EndToEndHead
@@ -96,6 +98,7 @@ def test_checked_names_the_branch():
         checked(head).loss((many, one), *truth)
 
 
+@pytest.mark.long
 def test_a_schedule_compiles_once():
     head = build_head(PAIR)
     batch = batch_for_pair(head)

@@ -150,7 +150,7 @@ CASES = {**{name: [image] for name, image in IMAGES.items()}, "all": list(IMAGES
 CASES |= {f"random {seed}": list(random_images(seed)) for seed in range(2)}
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize("name", CASES)
 def test_against_a_loop_over_boxes(name, x64):
     images = CASES[name]
@@ -218,6 +218,7 @@ def test_one_class():
     assert losses["loss_bbox"] > 0
 
 
+@pytest.mark.long
 def test_statistics_are_of_a_level():
     """A level without cells leaves them alone."""
     ghm = {"loss_cls": {"type": "GHMC", "bins": 5, "momentum": 0.75}}
@@ -248,6 +249,7 @@ def test_neighbours_that_are_nearer():
     assert most[:, 1:].any()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("field", ["prior_match_thr", "near_neighbor_thr"])
 def test_thresholds_may_be_traced(field):
     batch = batch_for(ROW.head())
@@ -278,6 +280,7 @@ def ignored_by_hand(head, images):
     return [x.reshape(len(images), *size, 2) for x, size in zip(parts, SIZES, strict=True)]
 
 
+@pytest.mark.long
 def test_regions_to_ignore(x64):
     head = ROW.head(**LOSSES, ignore_iof_thr=0.5)
     images, regions = list(random_images(7)), [[(0, 0, 20, 24, 0)], [], [(20, 4, 47, 31, 2)], []]
@@ -300,6 +303,7 @@ def test_regions_to_ignore(x64):
     chex.assert_trees_all_close(again, losses, rtol=1e-12)
 
 
+@pytest.mark.long
 def test_flags_without_a_region_change_nothing():
     head = ROW.head(ignore_iof_thr=0.5)
     outputs, boxes, labels, _ = batch_for(head)

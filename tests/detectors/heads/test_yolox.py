@@ -20,6 +20,7 @@ def rows_of(maps):
     return np.concatenate([x.reshape(len(x), -1, x.shape[-1]) for x in maps], axis=1)
 
 
+@pytest.mark.long
 def test_one_compilation_for_both_values_of_use_l1():
     batch = batch_for(ROW.head())
     for own in (False, True):
@@ -35,6 +36,7 @@ def test_one_compilation_for_both_values_of_use_l1():
         chex.assert_trees_all_close(head.loss(*batch), on if own else off, rtol=1e-6)
 
 
+@pytest.mark.long
 def test_use_l1_that_is_off_leaves_no_gradient():
     head = ROW.head(loss_l1={**L1, "loss_weight": 1e6})
     outputs, *truth = batch_for(head)

@@ -11,6 +11,7 @@ from detector.config import read_model
 pytestmark = pytest.mark.example
 
 
+@pytest.mark.long
 def test_detr_starts_from_the_best_proposals_and_corrects_them_layer_by_layer():
     head = heads.make_heads(read_model("detr", {}), 3, [8])["bbox_head"]
     transformer = nnx.jit(lambda: detr.Transformer(16, head, rngs=nnx.Rngs(0)))()

@@ -43,6 +43,7 @@ def apply(transformer, features, *denoising):
     return transformer([features], *denoising)
 
 
+@pytest.mark.long
 def test_dfine_outputs_have_the_shapes_that_the_criterion_reads(transformer, features, queries):
     plain = apply(transformer, features)
     assert plain.cls_scores.shape == (detr.LAYERS, 2, QUERIES, CLASSES)

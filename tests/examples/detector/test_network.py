@@ -71,6 +71,7 @@ def test_losses_and_detections_of_points(detector):
         assert masks is None
 
 
+@pytest.mark.long
 def test_rtmdet_distances_are_in_pixels():
     """What the last convolution gives is in strides, and may be negative."""
     head = heads.make_heads(read_model("rtmdet", {}), 3, [4, 8])["bbox_head"]

@@ -30,7 +30,7 @@ def pair(case, dtype):
     return tuple(ARRAYS[name].astype(dtype) for name in names)
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize("case", OVERLAPS, ids=lambda case: case["key"])
 def test_overlaps(case):
     key = case["key"]
@@ -47,7 +47,7 @@ def test_overlaps(case):
         np.testing.assert_allclose(gradient, ARRAYS[f"{key}_vjp"], rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize("case", params())
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 def test_losses(case, dtype):

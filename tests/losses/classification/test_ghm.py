@@ -191,6 +191,7 @@ def test_arguments_that_raise():
             call()
 
 
+@pytest.mark.long
 def test_labels_of_every_width():
     """uint8 cannot count 300 classes."""
     pred, labels = RNG.normal(size=(4, 300)).astype(np.float32), np.array([0, 44, 127, 100])

@@ -214,6 +214,7 @@ def test_statistics_take_rows_of_labels():
         seesaw_statistics(state, LABELS[None])
 
 
+@pytest.mark.long
 def test_labels_of_every_width():
     """uint8 cannot count 300 classes."""
     pred, labels = RNG.normal(size=(4, 302)).astype(np.float32), np.array([0, 44, 127, 100])
