@@ -139,6 +139,7 @@ def test_the_divisors():
 
 
 @pytest.mark.one_in(4)
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(
     "loss_cls",
     [
@@ -148,7 +149,6 @@ def test_the_divisors():
         {"type": "IoUAwareBCELoss"},
     ],
     ids=lambda config: config["type"],
-@pytest.mark.one_in(4)
 )
 def test_losses_of_a_quality_get_the_iou(loss_cls):
     head = head_of("DeformableDETRHead", loss_cls=loss_cls)
