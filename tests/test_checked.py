@@ -12,8 +12,8 @@ from jax.experimental import checkify
 
 from cases import CASES, WITH_METRICS, few
 from head_cases import CLASSES as HEAD_CLASSES
+from head_cases import EVERY_ROW, batch_for, boxes_for, outputs_for
 from head_cases import ROWS as HEADS
-from head_cases import boxes_for, outputs_for
 from visdet_jax import LOSSES, Checked, FocalLoss, GIoULoss, Loss, build_loss, checked, giou_loss
 
 NAN = np.float32(np.nan)
@@ -292,6 +292,43 @@ class TestHeads:
             boxes=put(boxes, (0, 1), [21, 0, 30, 9]),
             image_shapes=shapes,
         )
+
+
+class TestDoubts:
+    """What looks wrong and may be right is a warning; what cannot fit is an error."""
+
+    head = HEADS["FCOSHead"].head()  # Strides 8 and 16, images of 32 x 48.
+    outputs = outputs_for(head)
+
+    def test_boxes_with_x_and_y_exchanged(self):
+        labels = np.array([[0, 1], [2, -1]])
+        boxes = np.array([[[2, 2, 20, 40], [5, 1, 9, 9]], [[3, 3, 40, 20], [0, 0, 0, 0]]])
+        boxes = boxes.astype(np.float32)
+        with pytest.warns(UserWarning, match="more than a quarter of gt_boxes reach far beyond"):
+            checked(self.head).loss(self.outputs, boxes, labels)
+        inside = np.where(boxes > 32, np.float32(32), boxes)
+        checked(self.head).loss(self.outputs, inside, labels)
+
+    def test_probabilities_in_place_of_logits(self):
+        probabilities = [np.clip(abs(x), 0, 1) for x in self.outputs.cls_scores]
+        outputs = self.outputs._replace(cls_scores=probabilities)
+        with pytest.warns(UserWarning, match=r"cls_scores\[0\] is in .* probabilities"):
+            checked(self.head).loss(outputs, *boxes_for((2, 0), 3))
+
+    def test_images_larger_than_what_the_maps_cover(self):
+        message = r"image_shapes\[1\] is \[48 32\]: must be .* within 32 x 48 pixels"
+        with pytest.raises(checkify.JaxRuntimeError, match=message):
+            checked(self.head).loss(
+                self.outputs, *boxes_for((2, 0), 3), np.array([[32, 48], [48, 32]])
+            )
+
+    def test_boxes_of_queries_without_a_sigmoid(self):
+        head = EVERY_ROW["DETRHead"].head()
+        outputs, *truth = batch_for(head)
+        in_pixels = outputs._replace(bbox_preds=outputs.bbox_preds * 48)
+        message = r"bbox_preds\[.*\] is .*: must be in \[0, 1\]: cx, cy, w, h in fractions"
+        with pytest.raises(checkify.JaxRuntimeError, match=message):
+            checked(head).loss(in_pixels, *truth)
 
 
 def test_a_head_inside_jit():

@@ -43,11 +43,13 @@ def checked(loss: Any) -> "Checked":
       so), scores and soft targets in [0, 1], boxes finite and not inverted (where more than a
       quarter are inverted, the message asks whether they are x, y, w, h);
     - weights are finite and not negative, avg_factor is finite and above 0;
-    - outputs of a network are finite; ground truth boxes are finite, not inverted and not outside
-      the image; labels are below num_classes (negative ones mark padding); some image has a box.
+    - outputs of a network are finite, boxes of a DETR in [0, 1]; the maps of the finest level, at
+      its stride, cover the images; ground truth boxes are finite, not inverted and not outside the
+      image; labels are below num_classes (negative ones mark padding); some image has a box.
 
-    It warns where all logits are in [0, 1] and not all 0, which look like probabilities, and where
-    all coordinates of boxes in pixels are, which look like fractions of the image.
+    It warns where all logits are in [0, 1] and not all 0, which look like probabilities; where all
+    coordinates of boxes in pixels are, which look like fractions of the image; and where more than
+    a quarter of the boxes reach beyond their image by a tenth of it, as with x and y exchanged.
 
     Returns: a `Checked`, with the methods of what it wraps.
     Raises: TypeError for what is neither a loss nor a head. At the call ValueError
@@ -95,9 +97,7 @@ def _check(owner: str, argument: Expected) -> None:
     """Raises for the first item of an argument that is read and breaks its rule."""
     name, x, rule, used = argument
     x = widened(jax.lax.stop_gradient(replicated(x)))
-    bad, used = rule.bad(x), True if used is None else replicated(used)
-    if rule.doubt_in_unit:
-        _warn_if_in_unit(f"{owner}: all of {name} is in [0, 1]: {rule.doubt_in_unit}", x, bad, used)
+    bad, used = rule.bad(x), jnp.asarray(True if used is None else replicated(used))
     bad &= used
     index = jnp.argmax(bad.reshape(-1))
     place = dict(zip("ijklmn", jnp.unravel_index(index, bad.shape), strict=False))
@@ -114,19 +114,19 @@ def _check(owner: str, argument: Expected) -> None:
             **found,
         )
     checkify.check(~bad.any(), f"{what}: {rule.must}", **found)
+    if rule.doubt:
+        read = jnp.broadcast_to(used, bad.shape)
+        _warn_if(rule.doubtful(x, read), f"{owner}: {rule.doubt.format(name=name)}")
 
 
-def _warn_if_in_unit(message: str, x: jax.Array, bad: jax.Array, used: Any) -> None:
-    """Warns where all numbers that are read lie in [0, 1], and not all are 0."""
-    read = jnp.broadcast_to(jnp.asarray(used), bad.shape)
-    read = read.reshape(read.shape + (1,) * (x.ndim - read.ndim))
-    in_unit = (((x >= 0) & (x <= 1)) | ~read).all() & ((x != 0) & read).any()
+def _warn_if(doubtful: jax.Array, message: str) -> None:
+    """Warns where `doubtful` is true, inside jit when the program runs."""
 
-    def tell(in_unit: Any) -> None:
-        if in_unit:
+    def tell(doubtful: Any) -> None:
+        if doubtful:
             warn(message)
 
-    if isinstance(in_unit, jax.core.Tracer):
-        jax.debug.callback(tell, in_unit)
+    if isinstance(doubtful, jax.core.Tracer):
+        jax.debug.callback(tell, doubtful)
     else:
-        tell(in_unit)
+        tell(doubtful)

@@ -240,6 +240,8 @@ def as_dict(config: Any) -> dict[str, Any]:
 def _explain_loss(name: str) -> str:
     if name.endswith("Cost"):
         return "it is a match cost, for the `match_costs` of a HungarianAssigner."
+    if name.endswith("Head"):
+        return "it is a head, for visdet_jax.detectors.build_head."
     return ""
 
 

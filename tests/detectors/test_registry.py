@@ -16,6 +16,7 @@ from visdet_jax.detectors import (
     DeltaXYWHBBoxCoder,
     FCOSHead,
     MaxIoUAssigner,
+    QueryTestConfig,
     RetinaHead,
     TestConfig,
     build_detector,
@@ -211,10 +212,8 @@ def test_mmdets_configs(name):
     assert head == build_head({**bbox_head, "train_cfg": train_cfg})
     tested = build_head({**bbox_head, "test_cfg": NMS, "init_cfg": None}, train_cfg)
     assert tested == build_head(bbox_head, train_cfg, NMS)
-    if "detr" in name:  # It takes the best queries, and has no settings of its own.
-        assert tested == head
-    else:
-        assert tested.test_cfg == TestConfig(score_thr=0.05, min_bbox_size=0)
+    expected = QueryTestConfig if "detr" in name else TestConfig
+    assert tested.test_cfg == expected(**NMS)
 
 
 @pytest.mark.parametrize("name", WITH_STRIDES)
@@ -372,6 +371,19 @@ RANDOM = {"type": "RandomSampler", "num": 256, "pos_fraction": 0.5}
             "RetinaHead: sampler must be PseudoSampler, got RandomSampler(num=256",
         ),
         (RETINA, None, ValueError, "RetinaHead needs a key 'assigner' in its config"),
+        (
+            RETINA,
+            None,
+            ValueError,
+            "or in its train_cfg: build_head(config, train_cfg=dict(assigner=...))",
+        ),
+        (
+            {"type": "RetinaNet", "bbox_head": RETINA},
+            None,
+            ValueError,
+            "write build_detector(config)",
+        ),
+        ({"bbox_head": RETINA}, None, ValueError, "write build_head(**config)"),
         (RETINA, {"asigner": MAX_IOU}, ValueError, "RetinaHead has no key 'asigner'."),
         ({"type": "FCOSHead"}, None, ValueError, "FCOSHead needs a key 'num_classes'"),
         ("FCOSHead", None, TypeError, "A head is built from a config such as dict(type=...)"),
@@ -498,3 +510,17 @@ def test_a_list_of_heads_is_a_tuple_of_them():
     model = {"bbox_head": [RETINA, atss], "train_cfg": [RETINA_TRAIN, atss_train]}
     built = build_detector(model)["bbox_head"]
     assert built == (build_head(*MMDET[name]), build_head(atss, atss_train))
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"model": {"bbox_head": FCOS}}, "write config['model']"),
+        ({"bbox_heads": FCOS}, "no key 'bbox_heads'. Did you mean 'bbox_head'?"),
+        ({"bbox_head": FCOS, "tset_cfg": {}}, "no key 'tset_cfg'. Did you mean 'test_cfg'?"),
+        ({"backbone": {}}, "a model must have one of"),
+    ],
+)
+def test_models_that_do_not_fit(model, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        build_detector(model)

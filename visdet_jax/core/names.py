@@ -4,6 +4,12 @@ import difflib
 from collections.abc import Iterable
 
 
+def misspelt(name: str, names: Iterable[str]) -> str | None:
+    """Which of `names` is meant by one that differs in a letter or two; None for any other name."""
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.85)
+    return close[0] if close and close[0] != name else None
+
+
 def did_you_mean(name: str, names: Iterable[str]) -> str:
     """The sentence " Did you mean 'eps'?" for the closest of `names`, or "" if none is close."""
     known = list(names)

@@ -13,6 +13,12 @@ import numpy as np
 from visdet_jax.core.checks import as_labels
 
 
+def in_unit(x: jax.Array, read: jax.Array) -> jax.Array:
+    """Whether all numbers that are read lie in [0, 1], and not all are 0."""
+    read = read.reshape(read.shape + (1,) * (x.ndim - read.ndim))
+    return (((x >= 0) & (x <= 1)) | ~read).all() & ((x != 0) & read).any()
+
+
 class Rule(NamedTuple):
     """What the items of an array must be."""
 
@@ -20,7 +26,8 @@ class Rule(NamedTuple):
     must: str  # What an item must be, for the message.
     ignored: Callable[[jax.Array], jax.Array] | None = None  # Labels whose rows are not read.
     of_boxes: bool = False  # An item is a box: all numbers of the last axis.
-    doubt_in_unit: str = ""  # A warning where all numbers are in [0, 1] and not all are 0.
+    doubt: str = ""  # A warning about {name}, if `doubtful` is true of x and the items read.
+    doubtful: Callable[[jax.Array, jax.Array], jax.Array] = in_unit
 
 
 class Expected(NamedTuple):
@@ -38,7 +45,9 @@ def inverted(boxes: jax.Array) -> jax.Array:
 
 
 FINITE = Rule(lambda x: ~jnp.isfinite(x), "must be finite")
-LOGITS = FINITE._replace(doubt_in_unit="are these probabilities? The loss takes logits")
+LOGITS = FINITE._replace(
+    doubt="all of {name} is in [0, 1]: are these probabilities? The loss takes logits"
+)
 UNIT = Rule(lambda x: ~((x >= 0) & (x <= 1)), "must be in [0, 1]")
 WEIGHT = Rule(lambda x: ~(jnp.isfinite(x) & (x >= 0)), "must be finite and not negative")
 AVG_FACTOR = Rule(lambda x: ~(jnp.isfinite(x) & (x > 0)), "must be finite and above 0")
@@ -46,7 +55,7 @@ BOXES = Rule(
     lambda x: ~jnp.isfinite(x).all(-1) | inverted(x),
     "must be finite, with x1 ≤ x2 and y1 ≤ y2",
     of_boxes=True,
-    doubt_in_unit="are these fractions of the image? Boxes must be in pixels",
+    doubt="all of {name} is in [0, 1]: are these fractions of the image? Boxes must be in pixels",
 )
 ROTATED_BOXES = Rule(
     lambda x: ~(jnp.isfinite(x).all(-1) & (x[..., 2] >= 0) & (x[..., 3] >= 0)),

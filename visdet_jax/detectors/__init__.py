@@ -124,6 +124,7 @@ from visdet_jax.detectors.heads.yolov8 import YOLOv8Head as YOLOv8Head
 from visdet_jax.detectors.heads.yolox import YOLOXHead as YOLOXHead
 from visdet_jax.detectors.postprocessing import NMS as NMS
 from visdet_jax.detectors.postprocessing import ProposalConfig as ProposalConfig
+from visdet_jax.detectors.postprocessing import QueryTestConfig as QueryTestConfig
 from visdet_jax.detectors.postprocessing import SoftNMS as SoftNMS
 from visdet_jax.detectors.postprocessing import TestConfig as TestConfig
 from visdet_jax.detectors.priors import AnchorGenerator as AnchorGenerator

@@ -96,3 +96,16 @@ class ProposalConfig(TestConfig):
     nms: Suppression | None = NMS(iou_threshold=0.7)
     min_bbox_size: Finite = 0
     max_per_img: Count = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueryTestConfig(TestConfig):
+    """`TestConfig` of the heads with queries, of which `max_per_img` alone has an effect.
+
+    Args:
+      max_per_img: The number of best predictions of an image that are detections, at least 1.
+      chunked_size: A key of mmdet's Grounding DINO that has no effect.
+    """
+
+    max_per_img: Count = 300
+    chunked_size: int = -1

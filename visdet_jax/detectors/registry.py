@@ -1,9 +1,11 @@
 """From configs to heads, and to what their configs nest: priors, coders, assigners."""
 
+import dataclasses
 from typing import Any
 
 from visdet_jax.core.fields import field_types
 from visdet_jax.core.frozen import FrozenModule
+from visdet_jax.core.names import misspelt
 from visdet_jax.losses.loss import Loss
 from visdet_jax.registry import LOSSES, Registry, as_dict, is_config
 
@@ -74,6 +76,16 @@ NETWORK_KEYS = (
     "num_transformer_feat_level",
 )
 
+# The heads that a whole model's config may have.
+_HEADS_OF_MODELS = (
+    "rpn_head",
+    "roi_head",
+    "bbox_head",
+    "mask_head",
+    "panoptic_head",
+    "semantic_head",
+)
+
 TASK_UTILS = Registry("task util")
 TASK_UTILS.parts = {FrozenModule: TASK_UTILS}  # For an assigner's costs.
 # The branches of a second stage. Their base class is known where they are: see heads/bbox_head.py.
@@ -107,7 +119,11 @@ def build_head(bbox_head: Any, train_cfg: Any = None, test_cfg: Any = None) -> A
     own = settings.pop("train_cfg", None)
     training = own if train_cfg is None else train_cfg
     if "type" not in settings:
+        if "bbox_head" in settings:
+            raise ValueError("the config holds a bbox_head: write build_head(**config)")
         return HEADS.build(settings)
+    if settings.keys() & set(_HEADS_OF_MODELS) and not str(settings["type"]).endswith("Head"):
+        raise ValueError(f"{settings['type']} is a whole model: write build_detector(config)")
     cls = HEADS.find(settings["type"], settings.get("_scope_"))
     if test_cfg is not None:
         settings["test_cfg"] = test_cfg
@@ -117,7 +133,18 @@ def build_head(bbox_head: Any, train_cfg: Any = None, test_cfg: Any = None) -> A
         return HEADS.build(from_mmdet(settings, training))
     if training is not None and "assigner" in field_types(cls):
         settings = with_training(settings, training)
+    elif "assigner" not in settings and _needs_assigner(cls):
+        raise ValueError(
+            f"{cls.__name__} needs a key 'assigner' in its config, or in its train_cfg: "
+            "build_head(config, train_cfg=dict(assigner=...))"
+        )
     return HEADS.build(settings)
+
+
+def _needs_assigner(cls: type) -> bool:
+    """Whether a head has an assigner, and none by default."""
+    field = vars(cls)["__dataclass_fields__"].get("assigner")
+    return field is not None and field.default is dataclasses.MISSING
 
 
 def with_training(settings: dict[str, Any], train_cfg: Any) -> dict[str, Any]:
@@ -132,17 +159,6 @@ def with_training(settings: dict[str, Any], train_cfg: Any) -> dict[str, Any]:
         if key != "debug":
             settings[key] = value
     return settings
-
-
-# The heads that a whole model's config may have.
-_HEADS_OF_MODELS = (
-    "rpn_head",
-    "roi_head",
-    "bbox_head",
-    "mask_head",
-    "panoptic_head",
-    "semantic_head",
-)
 
 
 def build_detector(model: Any) -> dict[str, Any]:
@@ -161,14 +177,20 @@ def build_detector(model: Any) -> dict[str, Any]:
 
     Returns: the heads by name: `bbox_head`; or `rpn_head`, `roi_head`. A tuple of heads where the
       config has a list.
-    Raises: TypeError for what is no config; ValueError for a model without a head, and for heads
-      that do not build: the error says for each of them why.
+    Raises: TypeError for what is no config; ValueError for a model without a head, for a misspelt
+      key, and for heads that do not build: the error says for each of them why.
     """
     if not is_config(model):
         raise TypeError(f"build_detector takes a model's config, got {model!r}")
     keys = model.keys()
     if "detector" in keys:
         return build_detector(model["detector"])
+    if "model" in keys:
+        raise ValueError("build_detector takes the model of a config: write config['model']")
+    known = ("train_cfg", "test_cfg", *_HEADS_OF_MODELS)
+    for key in keys:
+        if key not in known and (meant := misspelt(key, known)):
+            raise ValueError(f"build_detector: a model has no key {key!r}. Did you mean {meant!r}?")
     configs = {name: model[name] for name in _HEADS_OF_MODELS if name in keys and model[name]}
     if not configs:
         raise ValueError(

@@ -274,7 +274,7 @@ LEVELS = (
     (
         "bbox_preds",
         lambda maps: (maps[0][..., 1:], maps[1]),
-        r"bbox_preds\[0\] must have shape \(B, H, W, \d+\), that is \d priors of \d+ channels, .*",
+        r"bbox_preds\[0\] must have shape \(B, H, W, \d+\), that is \d x \d+, the priors of .*",
     ),
     (
         "cls_scores",
@@ -282,6 +282,11 @@ LEVELS = (
         r"cls_scores\[1\] must have shape \(B, H, W, \d+\)",
     ),
     ("cls_scores", lambda maps: (maps[0], [1.0]), r"cls_scores\[1\] must be an array, got list"),
+    (
+        "bbox_preds",
+        lambda maps: [np.moveaxis(x, -1, 1) for x in maps],
+        r"bbox_preds\[0\] must have shape .*: channels go last",
+    ),
 )
 
 
@@ -294,6 +299,18 @@ def test_outputs_that_do_not_fit(name, part, spoil, message):
     for call in (lambda: head.loss(outputs, *boxes_for((1, 1), 1)), lambda: head.decode(outputs)):
         with pytest.raises((ValueError, TypeError), match=f"{name}: {message}"):
             call()
+
+
+@every_head
+def test_levels_in_the_wrong_order(name):
+    head = ROWS[name].head()
+    outputs = outputs_for(head)
+    reversed_levels = {
+        field: list(reversed(maps)) for field, maps in outputs._asdict().items() if maps is not None
+    }
+    message = f"{name}: maps must not be larger at a larger stride: got"
+    with pytest.raises(ValueError, match=message):
+        head.loss(outputs._replace(**reversed_levels), *boxes_for((1, 1), 1))
 
 
 @every_head

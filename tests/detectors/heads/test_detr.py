@@ -204,6 +204,36 @@ def test_decode(name):
     np.testing.assert_allclose(scores, expected, rtol=1e-5)
 
 
+@every_head
+@pytest.mark.parametrize("slots", [100, 3])
+def test_detections_are_the_best_predictions(name, slots):
+    """With a sigmoid of all classes of each query, with a softmax of its best one, as in mmdet."""
+    head = head_of(name, test_cfg={"max_per_img": slots})
+    outputs, shapes = outputs_for(head), np.array([[32, 48], [10, 20]])
+    found = head.detect(outputs, shapes)
+    for i in range(2):
+        boxes, scores = (np.asarray(x[i]) for x in head.decode(outputs, shapes))
+        if head.use_sigmoid:
+            best = np.argsort(-scores.reshape(-1), kind="stable")
+            queries, labels = np.unravel_index(best, scores.shape)
+        else:
+            queries = np.argsort(-scores.max(-1), kind="stable")
+            labels = scores.argmax(-1)[queries]
+        queries, labels = (x[:slots] for x in (queries, labels))
+        np.testing.assert_array_equal(found.indices[i], queries)
+        np.testing.assert_array_equal(found.labels[i], labels)
+        np.testing.assert_array_equal(found.scores[i], scores[queries, labels])
+        np.testing.assert_array_equal(found.boxes[i], boxes[queries])
+    assert found.exists.all()
+    assert found.labels.dtype == found.indices.dtype == np.int32
+
+
+def test_there_may_be_fewer_predictions_than_slots():
+    head = head_of("DETRHead", test_cfg={"max_per_img": 100})
+    found = head.detect(outputs_for(head), (32, 48))
+    assert found.boxes.shape == (2, QUERIES, 4)
+
+
 def test_defaults_are_mmdets():
     assert DETRHead(num_classes=CLASSES) == head_of("DETRHead")
 
@@ -293,7 +323,7 @@ def test_inputs_that_do_not_fit():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"loss_bbox": {"type": "GIoULoss"}}, "loss_bbox gets centres and sizes"),
+        ({"loss_bbox": {"type": "GIoULoss"}}, "loss_bbox gets fractions of the image"),
         (
             {"loss_cls": {**SOFTMAX, "class_weight": [1.0, 1.0, 1.0, 0.1]}},
             "loss_cls must have one number as its class_weight",

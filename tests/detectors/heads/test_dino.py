@@ -247,6 +247,14 @@ class TestGroundingDINO:
         assert (classes.scores[..., 2] == 0).all()
         with pytest.raises(ValueError, match=r"token_maps must have shape \(C, 6\), got \(6,\)"):
             head.decode(outputs, truth[2], maps[0])
+        found = head.detect(outputs, truth[2])
+        best = np.argsort(-tokens.scores.max(-1), axis=1, kind="stable")
+        np.testing.assert_array_equal(found.indices, best)
+        every = np.arange(DEVICES)[:, None]
+        np.testing.assert_array_equal(found.labels, tokens.scores.argmax(-1)[every, best])
+        found = head.detect(outputs, truth[2], maps)
+        scores = np.sort(classes.scores.reshape(DEVICES, -1))[:, : -QUERIES - 1 : -1]
+        np.testing.assert_array_equal(found.scores, scores)
 
     def test_fewer_tokens_than_the_longest_text(self, x64):
         outputs, truth, keywords = batch(self.name)

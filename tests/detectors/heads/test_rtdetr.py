@@ -265,6 +265,10 @@ def test_outputs_that_do_not_fit():
         ),
         ({"dn_gt_inds": None}, "dn_gt_inds is missing, beside dn_cls_scores"),
         (
+            {"dn_cls_scores": None, "dn_bbox_preds": None},
+            "dn_cls_scores and dn_bbox_preds are missing, beside dn_gt_inds",
+        ),
+        (
             {"dn_gt_inds": outputs.dn_gt_inds[:, 1:]},
             "dn_gt_inds must have shape (2, 4), got (2, 3)",
         ),

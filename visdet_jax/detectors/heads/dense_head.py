@@ -1,6 +1,8 @@
 """The base of the heads on priors: from maps of outputs to the losses of a detector."""
 
 import functools
+import inspect
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -13,6 +15,7 @@ from visdet_jax.boxes.nms import KeptDetections, batched_nms, in_slots
 from visdet_jax.core.checks import check_array
 from visdet_jax.core.dtypes import as_dtype, compute_dtype
 from visdet_jax.core.hyperparameters import Number
+from visdet_jax.core.rules import Expected, Rule
 from visdet_jax.detectors.heads.criterion import Criterion
 from visdet_jax.detectors.heads.head import Head, as_shapes, compiled, without_state
 from visdet_jax.detectors.postprocessing import TestConfig
@@ -271,6 +274,23 @@ class DenseHead(Head):
                 return height * stride, width * stride
         return 0, 0
 
+    def expects(self, *args: Any, **options: Any) -> list[Expected]:
+        """What `checked` looks at in a call of `loss`: arguments, and what their values must be."""
+        given = inspect.signature(self.loss).bind(*args, **options).arguments
+        shapes, (height, width) = given.get("image_shapes"), self.image_shape(given["outputs"])
+        # A network may leave out the last pixels, which do not fill a cell.
+        sizes = zip(self.strides, _sizes(given["outputs"]), strict=True)
+        slack = min((stride for stride, size in sizes if all(size)), default=0)
+        fits = Rule(
+            lambda x: (x[..., 0] > height + slack) | (x[..., 1] > width + slack),
+            f"must be (height, width) within {height} x {width} pixels, which the maps cover: are "
+            f"the strides other than {self.strides}, or height and width exchanged?",
+        )
+        expected = super().expects(*args, **options)
+        if shapes is not None:
+            expected.append(Expected("image_shapes", jnp.asarray(shapes), fits))
+        return expected
+
     # The rest.
 
     def detect_by(
@@ -369,11 +389,23 @@ class DenseHead(Head):
                 check_array(f"{name}[{level}]", x)
                 batch = outputs.cls_scores[0].shape[:1]
                 if x.ndim != 4 or x.shape != (*batch, *scores.shape[1:3], count * size):
+                    as_others = "" if x is scores else ", with the B, H and W of cls_scores"
+                    torchs = x.ndim == 4 and x.shape[1] == count * size
                     raise ValueError(
                         f"{name}[{level}] must have shape (B, H, W, {count * size}), that is "
-                        f"{count} priors of {size} channels, with the B, H and W of cls_scores; "
-                        f"got {x.shape}"
+                        f"{count} x {size}, the priors of a cell and the channels of a prior"
+                        f"{as_others}; got {x.shape}" + (": channels go last" if torchs else "")
                     )
+        sizes = _sizes(outputs)
+        filled = sorted(
+            (stride, size) for stride, size in zip(self.strides, sizes, strict=True) if all(size)
+        )
+        for (fine, larger), (coarse, smaller) in itertools.pairwise(filled):
+            if fine < coarse and np.less(larger, smaller).any():
+                raise ValueError(
+                    f"maps must not be larger at a larger stride: got (H, W) {sizes} for the "
+                    f"strides {self.strides}"
+                )
 
     def _grid(self, outputs: HeadOutputs) -> Grid:
         """The priors of the outputs, in the type that boxes are computed in.

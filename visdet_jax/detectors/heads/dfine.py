@@ -14,6 +14,7 @@ from visdet_jax.core.checks import as_labels
 from visdet_jax.core.devices import reduce_sum
 from visdet_jax.core.elementary import clamp_min, divide
 from visdet_jax.core.hyperparameters import Range
+from visdet_jax.core.rules import FINITE, Rule
 from visdet_jax.detectors.costs.match_cost import Instances
 from visdet_jax.detectors.heads._set_criterion import Layers
 from visdet_jax.detectors.heads.criterion import Criterion
@@ -93,6 +94,8 @@ class DFINECriterion(RTDETRCriterion):
     """
 
     outputs_type: ClassVar[Any] = DFINEOutputs
+    # Distances to the sides may lead out of the image.
+    bbox_rule: ClassVar[Rule] = FINITE
     parts: ClassVar[Mapping[str, str]] = {
         "": "LBQ",
         "pre_": "BQ",

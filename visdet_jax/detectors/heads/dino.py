@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from visdet_jax.boxes.nms import KeptDetections
 from visdet_jax.core.checks import check_array
 from visdet_jax.core.elementary import divide
 from visdet_jax.core.hyperparameters import Count, Number
@@ -200,6 +201,24 @@ class GroundingDINOHead(DINOHead):
         maps = divide(maps, maps.sum(1, keepdims=True))
         scores = jnp.einsum("bqt,ct->bqc", detections.scores, maps, precision="highest")
         return Detections(detections.boxes, scores)
+
+    @compiled
+    def detect(
+        self,
+        outputs: DETROutputs,
+        image_shapes: Shapes | Sequence[Number],
+        token_maps: jax.Array | None = None,
+    ) -> KeptDetections:
+        """The best predictions of the last layer, the best first, as `test_cfg` says.
+
+        Args:
+          outputs, image_shapes, token_maps: See `decode`. Without `token_maps` a query has the
+            label and the score of its best token.
+
+        Returns: as `QueryHead.detect`.
+        """
+        found = self.decode(outputs, image_shapes, token_maps)
+        return self.best_of(found, best_class=token_maps is None)
 
     def class_targets(self, targets: HeadTargets, gt: Instances) -> tuple[Any, Any]:
         maps: Any = gt.positive_maps

@@ -18,7 +18,7 @@ from visdet_jax.core.dtypes import as_dtype
 from visdet_jax.core.frozen import FrozenModule
 from visdet_jax.core.hyperparameters import Count, Number
 from visdet_jax.core.jitted import errors_named
-from visdet_jax.core.rules import BOXES, FINITE, Expected, Rule
+from visdet_jax.core.rules import BOXES, FINITE, LOGITS, Expected, Rule
 from visdet_jax.detectors.assigners.assigner import EPS, without_padding
 from visdet_jax.detectors.structures import Detections, HeadTargets, Losses, States
 from visdet_jax.losses.boxes._box_loss import BoxLoss
@@ -124,7 +124,8 @@ class WithLosses(FrozenModule):
         if jax.tree.leaves(state):
             names = [name for name, part in state.items() if jax.tree.leaves(part)]
             raise TypeError(
-                f"{type(self).__name__}: {' and '.join(names)} keeps running statistics: write "
+                f"{type(self).__name__}: {' and '.join(names)} "
+                f"{'keeps' if len(names) == 1 else 'keep'} running statistics: write "
                 "`state = head.init()` once and `losses, state = head.update(state, ...)` at each "
                 "step"
             )
@@ -218,11 +219,14 @@ class BaseHead(WithLosses):
         last = self.last_label
         labels = Rule(lambda x: x > last, f"must be from 0 to {last}, or negative for padding")
         no_box = Rule(lambda x: x == 0, "every image is without ground truth")
+        of_outputs = [
+            Expected(jax.tree_util.keystr(path).removeprefix("."), x, FINITE)
+            for path, x in jax.tree.leaves_with_path(outputs)
+        ]
+        finest = next(i for i, x in enumerate(of_outputs) if x.name.startswith("cls_scores"))
+        of_outputs[finest] = of_outputs[finest]._replace(rule=LOGITS)
         return [
-            *(
-                Expected(jax.tree_util.keystr(path).removeprefix("."), x, FINITE)
-                for path, x in jax.tree.leaves_with_path(outputs)
-            ),
+            *of_outputs,
             Expected("number of boxes", count, no_box),
             Expected("gt_labels", gt_labels, labels),
             Expected("gt_boxes", gt_boxes, BOXES, exists),
@@ -372,4 +376,16 @@ def _inside(image_shapes: Any, dtype: Any) -> Rule:
         x1, y1, x2, y2 = jnp.moveaxis(box, -1, 0)
         return (x2 <= 0) | (y2 <= 0) | (x1 >= width) | (y1 >= height)
 
-    return Rule(outside, "lies outside its image")
+    def beyond(boxes: jax.Array, read: jax.Array) -> jax.Array:
+        x1, y1, x2, y2 = jnp.moveaxis(boxes, -1, 0)
+        far = (x1 < -width / 10) | (y1 < -height / 10)
+        far |= (x2 > 1.1 * width) | (y2 > 1.1 * height)
+        return 4 * (far & read & ~outside(boxes)).sum() > read.sum()
+
+    return Rule(
+        outside,
+        "lies outside its image",
+        doubt="more than a quarter of {name} reach far beyond their image: are x and y exchanged, "
+        "or its height and width?",
+        doubtful=beyond,
+    )

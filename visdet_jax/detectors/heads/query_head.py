@@ -9,16 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from visdet_jax.boxes.formats import convert_boxes, denormalize_boxes, normalize_boxes
+from visdet_jax.boxes.nms import KeptDetections, in_slots
 from visdet_jax.core.checks import as_labels, check_array
 from visdet_jax.core.devices import sharded_as
 from visdet_jax.core.dtypes import compute_dtype
 from visdet_jax.core.elementary import clamp
 from visdet_jax.core.hyperparameters import Number
+from visdet_jax.core.rules import UNIT, Expected, Rule
 from visdet_jax.detectors.assigners.assigner import pick
 from visdet_jax.detectors.assigners.hungarian import HungarianAssigner, hungarian
 from visdet_jax.detectors.costs.match_cost import Instances
 from visdet_jax.detectors.heads.criterion import Criterion
 from visdet_jax.detectors.heads.head import Head, as_shapes, compiled
+from visdet_jax.detectors.postprocessing import QueryTestConfig
 from visdet_jax.detectors.structures import (
     AxisName,
     Detections,
@@ -43,6 +46,9 @@ class QuerySets(NamedTuple):
     gt_masks: jax.Array | None = None  # (S, B, G, P)
 
 
+FRACTIONS = UNIT._replace(must="must be in [0, 1]: cx, cy, w, h in fractions of the image")
+
+
 @dataclass(frozen=True, kw_only=True)
 class QueryHead(Head):
     """Base of the heads whose queries are matched with boxes.
@@ -55,20 +61,24 @@ class QueryHead(Head):
       loss_bbox: Loss of centres and sizes, in fractions of the image.
       loss_iou: Loss of the boxes as x1, y1, x2, y2.
       assigner: Matches boxes and queries; mmdet's `train_cfg` has it.
+      test_cfg: How many predictions `detect` makes detections.
     """
 
     outputs_type: ClassVar[Any]
+    bbox_rule: ClassVar[Rule] = FRACTIONS  # What `checked` asks of predicted boxes.
     # The axes of the parts of the outputs, by what their names start with.
     parts: ClassVar[Mapping[str, str]]
 
     loss_iou: Loss
     assigner: HungarianAssigner
+    test_cfg: QueryTestConfig = QueryTestConfig()
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if isinstance(self.loss_bbox, BoxLoss):
             raise self.value_error(
-                f"loss_bbox gets centres and sizes, and {self.loss_bbox!r} needs corners"
+                f"loss_bbox gets fractions of the image, and {self.loss_bbox!r} needs boxes in "
+                "pixels: it may be loss_iou"
             )
 
     # What users call. The subclasses have `update`, `loss` and `targets`.
@@ -90,6 +100,23 @@ class QueryHead(Head):
         boxes = convert_boxes(outputs.bbox_preds[-1].astype(dtype), "cxcywh", "xyxy")
         boxes = denormalize_boxes(clamp(boxes, 0, 1), jnp.asarray(image_shapes))
         return Detections(boxes, scores)
+
+    @compiled
+    def detect(self, outputs: Any, image_shapes: Shapes | Sequence[Number]) -> KeptDetections:
+        """The best predictions of the last layer, the best first, as `test_cfg` says.
+
+        With a sigmoid for each class every class of a query may be one, and with a softmax only the
+        best. There are no duplicates to suppress.
+
+        Args:
+          outputs, image_shapes: See `decode`.
+
+        Returns: (B, S, ...) the boxes, scores and classes, the index of each one's query, and which
+          slots hold one; all do. S is `max_per_img`, or less where there are fewer predictions.
+        Raises: as `decode`.
+        """
+        found = self.decode(outputs, image_shapes)
+        return self.best_of(found, best_class=not self.use_sigmoid)
 
     # What a subclass may extend.
 
@@ -135,13 +162,41 @@ class QueryHead(Head):
                     raise ValueError(f"{part}{name} is missing, beside {part}{there[0]}")
                 last = self.channels_of(part, name)
                 check_axes(part + name, getattr(outputs, part + name), axes, last, sizes)
+        if getattr(outputs, "dn_gt_inds", None) is not None and "N" not in sizes:
+            raise ValueError(
+                "dn_cls_scores and dn_bbox_preds are missing, beside dn_gt_inds: what the decoder "
+                "gives for its first N queries, the denoising ones, N being dn_gt_inds.shape[1]"
+            )
         if "N" in sizes:
             if outputs.dn_gt_inds is None:
                 raise ValueError("dn_gt_inds is missing, beside dn_cls_scores")
             as_labels("dn_gt_inds", outputs.dn_gt_inds, (sizes["B"], sizes["N"]))
         return sizes
 
+    def expects(self, *args: Any, **options: Any) -> list[Expected]:
+        expected = super().expects(*args, **options)
+        return [
+            x._replace(rule=self.bbox_rule) if x.name.endswith("bbox_preds") else x
+            for x in expected
+        ]
+
     # What subclasses share.
+
+    def best_of(self, found: Detections, *, best_class: bool) -> KeptDetections:
+        """The best predictions of each image, of all classes or of each query's best class."""
+        boxes, scores = found
+        classes = scores.argmax(-1).astype(jnp.int32)
+        if best_class:
+            scores = scores.max(-1, keepdims=True)
+        batch, queries, per_query = scores.shape
+
+        def of_image(boxes: jax.Array, scores: jax.Array, classes: jax.Array) -> KeptDetections:
+            best, places = jax.lax.top_k(scores, min(self.test_cfg.max_per_img, scores.size))
+            index = places // per_query
+            labels = classes[index] if best_class else places % per_query
+            return in_slots(jnp.ones_like(best, bool), boxes[index], best, labels, index)
+
+        return jax.vmap(of_image)(boxes, scores.reshape(batch, queries * per_query), classes)
 
     def prepare(
         self, outputs: Any, gt_boxes: Any, gt_labels: Any, image_shapes: Shapes

@@ -14,6 +14,7 @@ from visdet_jax.core.checks import check_array
 from visdet_jax.core.devices import sharded_as
 from visdet_jax.core.hyperparameters import Count
 from visdet_jax.core.names import did_you_mean
+from visdet_jax.core.rules import FINITE, Rule
 from visdet_jax.detectors.assigners.hungarian import HungarianAssigner
 from visdet_jax.detectors.costs.boxes import BBoxL1Cost, IoUCost
 from visdet_jax.detectors.costs.classes import FocalLossCost
@@ -93,6 +94,8 @@ class RFDETRCriterion(SetCriterion):
     """
 
     outputs_type: ClassVar[Any] = RFDETROutputs
+    # What the network adds to its proposals may lead out of the image.
+    bbox_rule: ClassVar[Rule] = FINITE
     parts: ClassVar[Mapping[str, str]] = {"": "LBQ", "enc_": "BP"}
 
     loss_cls: Loss = IoUAwareBCELoss(alpha=0.25, gamma=2.0)

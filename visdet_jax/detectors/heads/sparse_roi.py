@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +15,13 @@ from visdet_jax.boxes.formats import (
     normalize_boxes,
 )
 from visdet_jax.boxes.masks import crop_masks
+from visdet_jax.boxes.nms import KeptDetections
 from visdet_jax.core.checks import as_labels, check_array
 from visdet_jax.core.devices import reduce_sum
 from visdet_jax.core.dtypes import compute_dtype
 from visdet_jax.core.elementary import clamp_min
 from visdet_jax.core.hyperparameters import Count, Finite, Number, Range
-from visdet_jax.core.rules import FINITE, UNIT, Expected
+from visdet_jax.core.rules import FINITE, UNIT, Expected, Rule
 from visdet_jax.detectors.assigners.assigner import pick
 from visdet_jax.detectors.assigners.hungarian import HungarianAssigner
 from visdet_jax.detectors.costs.boxes import BBoxL1Cost, IoUCost
@@ -156,6 +157,8 @@ class SparseRoIHead(QueryHead):
 
     Source: Sun et al. 2020, https://arxiv.org/abs/2011.12450; mmdet's `SparseRoIHead`, `DIIHead`
     """
+
+    bbox_rule: ClassVar[Rule] = FINITE  # Regions are in pixels.
 
     loss_cls: Loss = FocalLoss(loss_weight=2.0)
     loss_bbox: Loss = L1Loss(loss_weight=5.0)
@@ -344,6 +347,19 @@ class SparseRoIHead(QueryHead):
         scores = self.scores(outputs.cls_scores[-1].astype(dtype))
         shapes = None if image_shapes is None else jnp.asarray(image_shapes)
         return Detections(clip_to_image(outputs.bbox_preds[-1].astype(dtype), shapes), scores)
+
+    @compiled
+    def detect(
+        self, outputs: SparseRoIOutputs, image_shapes: Shapes | Sequence[Number] | None = None
+    ) -> KeptDetections:
+        """The best predictions of the last stage, of all classes, as `test_cfg` says.
+
+        Args:
+          outputs, image_shapes: See `decode`.
+
+        Returns: as `QueryHead.detect`.
+        """
+        return self.best_of(self.decode(outputs, image_shapes), best_class=False)
 
     def examples(self, rows: int) -> dict[str, tuple[Any, Any]]:
         examples = super().examples(rows)
