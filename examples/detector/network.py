@@ -4,14 +4,13 @@ The outputs come from towers that all levels share, or from a transformer: DETR'
 D-FINE's (dfine.py).
 """
 
-import functools
 import math
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from visdet_jax.boxes import KeptDetections, multiclass_nms
+from visdet_jax.boxes import KeptDetections
 from visdet_jax.detectors import (
     DenoisingQueries,
     DenseHead,
@@ -219,14 +218,8 @@ class Detector(nnx.Module):
     ) -> tuple[KeptDetections, jax.Array | None]:
         """The detections (B, K, ...), and their masks (B, K, H, W) if the detector has masks."""
         outputs, shapes = self(images), image_shapes(images)
-        if isinstance(self.head, QueryHead):
-            # A decoder predicts a set, without duplicates: at this threshold nothing is suppressed.
-            select = functools.partial(
-                multiclass_nms, score_thr=0.0, iou_threshold=1.0, max_per_img=max_detections
-            )
-            return jax.vmap(select)(*self.head.decode(outputs, shapes)), None
         found = with_slots(self.head, max_detections).detect(outputs, shapes)
-        if outputs.centernesses is not None:
+        if getattr(outputs, "centernesses", None) is not None:
             # These scores are products of two, class and centerness. Their root is on the scale of
             # the other heads' scores.
             found = found._replace(scores=jnp.sqrt(found.scores))
