@@ -157,7 +157,7 @@ def test_the_counts_of_later_cases():
             counts["ours" if ours else kind] += 1
     assert f"{counts.total()} recorded cases of these are replayed" in LOSS_PAGE.text
     assert f"Of the later losses {counts['equal']} cases equal" in GOLDEN_PAGE.text
-    assert f"| {counts['equal']} cases of" in README.text
+    assert f"| {counts['equal']} of {counts.total()} cases of" in README.text
     assert (
         f"{counts['error']} raise as it does, and {counts['ours']} are answered" in GOLDEN_PAGE.text
     )
