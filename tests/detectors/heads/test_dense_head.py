@@ -195,7 +195,9 @@ def test_decode(name, changes):
     outputs = outputs_for(head)
     expected = boxes_by_hand(head, outputs)
     boxes, scores = head.decode(outputs)
-    np.testing.assert_allclose(boxes, expected, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(
+        boxes, expected, rtol=1e-4, atol=1e-3, err_msg=f"Say in boxes_by_hand how {name} decodes."
+    )
     clipped, same = head.decode(outputs, np.array([[20, 30], [30, 20]]))
     limits = np.array([[30, 20, 30, 20], [20, 30, 20, 30]])[:, None]
     np.testing.assert_allclose(clipped, np.clip(expected, 0, limits), rtol=1e-4, atol=1e-3)
