@@ -44,6 +44,7 @@ def moved(target, loss, shapes):
         (v.ciou_loss, N),
         (v.efficient_iou_loss, N),
         (v.siou_loss, N),
+        (v.bounded_iou_loss, N),  # with an array (N, 4) of values 4.2
         (v.ciou_loss, 1001),
         (v.ciou_loss, 16 * 8400),  # with columns 3.7
     ],
