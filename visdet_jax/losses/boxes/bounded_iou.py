@@ -58,14 +58,18 @@ def bounded_iou_loss(
     check_boxes(pred, target)
     pred, target = pred.astype(dtype), jax.lax.stop_gradient(target.astype(dtype))
     beta, eps = as_dtype(dtype, beta, eps)
-    read = None
+    of_boxes = of_costs = None
     if weight is not None:
-        weight = jnp.broadcast_to(spread_weight(weight, pred.shape), pred.shape).astype(dtype)
-        # Each of x, y, w, h reads two coordinates: only a box without any weight is not read.
-        read = (weight != 0).any(-1).astype(dtype)
+        weight = spread_weight(weight, pred.shape).astype(dtype)
+        if weight.shape[-1] == 1:
+            of_boxes = jnp.broadcast_to(weight[..., 0], pred.shape[:-1])
+        else:
+            # Each of x, y, w, h reads two coordinates: only a box without any weight is not read.
+            of_costs = jnp.broadcast_to(weight, pred.shape)
+            of_boxes = (of_costs != 0).any(-1).astype(dtype)
     if reduction == "none":
-        if read is not None:
-            pred, target = zero_where_unweighted(pred, read), zero_where_unweighted(target, read)
+        if of_boxes is not None:
+            pred, target = (zero_where_unweighted(x, of_boxes) for x in (pred, target))
         values = jnp.stack(_costs(columns(pred), columns(target), beta, eps), axis=-1)
         return weight_reduce_loss(values, weight, reduction)
     # Keep the sum of the four, which is a loss of boxes as the others are. With an array (..., 4)
@@ -74,10 +78,10 @@ def bounded_iou_loss(
     loss = _sum_of_costs(
         pred,
         target,
-        read,
+        of_boxes,
         beta=beta,
         eps=eps,
-        weights=weight,
+        weights=of_costs,
         reduction=reduction,
         avg_factor=avg_factor,
     )
