@@ -145,6 +145,7 @@ def weighted_loss(
     axis: int | slice | None = None,
     weight_of_values: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
     static: Sequence[str] = (),
+    on_gpu: tuple[Callable[..., jax.Array], Callable[..., jax.Array]] | None = None,
 ) -> Callable[[Callable[Concatenate[jax.Array, jax.Array, P], jax.Array]], WeightedLoss[P]]: ...
 
 
@@ -155,6 +156,7 @@ def weighted_loss(
     axis: int | slice | None = None,
     weight_of_values: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
     static: Sequence[str] = (),
+    on_gpu: tuple[Callable[..., jax.Array], Callable[..., jax.Array]] | None = None,
 ) -> Any:
     """Decorator that makes a loss of a formula: adds the weight, the reduction and the jit.
 
@@ -183,6 +185,7 @@ def weighted_loss(
         than its values.
       static: Names of hyperparameters that are known when the program is compiled, such as a
         number of bins.
+      on_gpu: The formula and its derivative as GPUs get them; see `closed_form`.
 
     Raises: TypeError at decoration for a formula with a parameter that could not be passed on.
     """
@@ -193,6 +196,7 @@ def weighted_loss(
             axis=axis,
             weight_of_values=weight_of_values,
             static=static,
+            on_gpu=on_gpu,
         )
     hyperparameters = _hyperparameters(formula, static)
     defaults = {p.name: p.default for p in hyperparameters if p.default is not p.empty}
@@ -219,7 +223,8 @@ def weighted_loss(
             if weight_of_values is not None:
                 weight = weight_of_values(pred, weight)
         if derivative is not None:
-            values = _in_closed_form(formula, derivative, axis, pred, target, weight, options)
+            formulas = (formula, derivative, *(on_gpu or ()))
+            values = _in_closed_form(formulas, axis, pred, target, weight, options)
             return weight_reduce_loss(values, None, reduction, avg_factor)
         if weight is not None:
             pred = zero_where_unweighted(pred, weight)
@@ -260,15 +265,14 @@ def _hyperparameters(formula: Callable[..., Any], static: Sequence[str]) -> list
 
 
 def _in_closed_form(
-    formula: Callable[..., jax.Array],
-    derivative: Callable[..., jax.Array],
+    formulas: Sequence[Callable[..., jax.Array]],
     axis: int | slice | None,
     pred: jax.Array,
     target: jax.Array,
     weight: jax.Array | None,
     options: dict[str, Any],
 ) -> jax.Array:
-    """The weighted values of a formula whose derivative is given."""
+    """The weighted values of a formula, its derivative and, if there are, both as GPUs get them."""
     static = {k: v for k, v in options.items() if v is None or isinstance(v, str | bool | int)}
     names = [k for k in options if k not in static]
 
@@ -281,5 +285,7 @@ def _in_closed_form(
     if weight is not None:
         shape = tuple(n for i, n in enumerate(pred.shape) if i not in summed)
         weight = spread_weight(weight, shape).astype(pred.dtype)
-    weighted = closed_form(with_names(formula), with_names(derivative), tuple(summed))
+    value, derivative, *on_gpu = map(with_names, formulas)
+    pair = (on_gpu[0], on_gpu[1]) if on_gpu else None
+    weighted = closed_form(value, derivative, tuple(summed), on_gpu=pair)
     return weighted(weight, pred, target, *(options[name] for name in names))

@@ -1,6 +1,7 @@
 """How columns are taken apart and put together, by the platform that a program is for."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 import visdet_jax as v
 from boxes.inputs import random_boxes
 from visdet_jax.boxes import _pairs
+from visdet_jax.core import closed_form
 from visdet_jax.losses.boxes import _box_loss
 
 PRED, TARGET = random_boxes(0, 48), random_boxes(1, 48)
@@ -39,48 +41,106 @@ def test_a_nan_stays_in_its_column():
     np.testing.assert_array_equal(np.stack(split, -1), [[1, np.nan, 3, 4]])
 
 
-@pytest.mark.one_in(2)
-@pytest.mark.parametrize("loss", [v.ciou_loss, v.siou_loss])
-def test_a_loss_in_the_form_of_a_tpu(loss, monkeypatch):
-    """Value, gradient, forward mode and second derivative, as in the form of a CPU."""
-    pred, target = (jnp.asarray(x[:11]) for x in (PRED, TARGET))
+@pytest.fixture(params=["tpu", "gpu"])
+def as_if_on(request, monkeypatch):
+    """A function after whose call this CPU computes with the form of a TPU or of a GPU."""
 
-    def numbers():
+    def take_its_form():
         jax.clear_caches()
-        value, gradient = jax.value_and_grad(loss)(pred, target)
-        _, along = jax.jvp(lambda p: loss(p, target), (pred,), (target,))
-        second = jax.jvp(lambda p: jax.grad(loss)(p, target), (pred,), (target,))[1]
-        over_images = jax.vmap(jax.grad(loss))(pred[None], target[None])[0]
-        return value, gradient, along, second, over_images
+        if request.param == "gpu":
+            monkeypatch.setattr(closed_form, "_by_platform", lambda formula, on_gpu: on_gpu)
+        else:
+            by_selects = lambda parts: _pairs._join_by_selects(*parts)  # noqa: E731
+            monkeypatch.setattr(_box_loss, "split_columns", _pairs._split_by_sums)
+            monkeypatch.setattr(_box_loss, "join_columns", by_selects)
 
-    expected = numbers()
-    monkeypatch.setattr(_box_loss, "split_columns", _pairs._split_by_sums)
-    monkeypatch.setattr(_box_loss, "join_columns", lambda parts: _pairs._join_by_selects(*parts))
-    for actual, number in zip(numbers(), expected, strict=True):
-        np.testing.assert_allclose(actual, number, rtol=1e-5, atol=1e-7)
-    monkeypatch.undo()
+    yield take_its_form
     jax.clear_caches()
 
 
-def test_a_tpu_gets_sums_and_selects_and_others_slices_and_a_stack():
+@pytest.mark.one_in(2)
+@pytest.mark.parametrize(
+    ("loss", "numbers"),
+    [
+        (v.ciou_loss, {}),
+        (v.siou_loss, {}),
+        (v.efficient_iou_loss, {"focal_gamma": 0.5, "focaler": (0.1, 0.9)}),
+        (v.mpdiou_loss, {"image_shape": np.full((11, 2), 900, np.float32)}),
+    ],
+    ids=["ciou", "siou", "efficient", "mpdiou"],
+)
+def test_a_loss_in_the_form_of_an_accelerator(loss, numbers, as_if_on):
+    """Value, gradient, forward mode, second derivative and vmap, as in the form of a CPU."""
+    pred, target = (jnp.asarray(x[:11]) for x in (PRED, TARGET))
+    weight = jnp.arange(11.0)
+
+    def total(pred, target=target):
+        return loss(pred, target, weight, **numbers)
+
+    def results():
+        value, gradients = jax.value_and_grad(total, argnums=(0, 1))(pred, target)
+        each = loss(pred, target, reduction="none", **numbers)
+        _, along = jax.jvp(total, (pred,), (target,))
+        second = jax.jvp(jax.grad(total), (pred,), (target,))[1]
+        over_images = jax.vmap(jax.grad(total))(pred[None], target[None])[0]
+        return value, *gradients, each, along, second, over_images
+
+    expected = results()
+    as_if_on()
+    for actual, number in zip(results(), expected, strict=True):
+        np.testing.assert_allclose(actual, number, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_values_go_through_lanes_as_they_are(dtype):
+    values = np.array([0, -0.0, 1, -1 / 3, 1e-40, np.inf, -np.inf, np.nan, 3e38], dtype)
+    with jax.enable_x64(dtype is np.float64):
+        lanes = jnp.repeat(values[:, None], 4, axis=1)
+        joined = jax.jit(_pairs.join_lanes)(lanes)
+    assert joined.dtype == dtype
+    np.testing.assert_array_equal(np.asarray(joined).view(np.uint8), values.view(np.uint8))
+
+
+def test_a_nan_stays_in_its_lane_too():
+    boxes = jnp.float32([[1, np.nan, 3, 4]])
+    lanes = _pairs.in_lanes(lambda box: box, boxes)
+    np.testing.assert_array_equal(np.stack(lanes)[:, 0, 0], boxes[0])
+    np.testing.assert_array_equal(_pairs.one_of_each_lane(lanes), boxes)
+
+
+def test_each_platform_gets_its_form():
     both = jax.value_and_grad(v.giou_loss)
     tpu, cpu, cuda = (lowered(both, name, PRED, TARGET) for name in ("tpu", "cpu", "cuda"))
     assert "stablehlo.slice" not in tpu
     assert "stablehlo.concatenate" not in tpu
-    for text in (cpu, cuda):
-        assert "stablehlo.slice" in text
-        assert text.count("stablehlo.concatenate") == 1
-    # See `_join_by_stack`.
-    assert "stablehlo.optimization_barrier" in cuda
+    assert "stablehlo.slice" in cpu
+    assert cpu.count("stablehlo.concatenate") == 1
+    # Neither columns nor a stack, and values that are bytes: see `join_lanes`.
+    assert "stablehlo.concatenate" not in cuda
+    assert "stablehlo.divide" in cuda
+    assert not re.search(r"stablehlo.divide .* : tensor<48xf32>", cuda)
+    assert "(tensor<48x4xui8>) -> tensor<48xf32>" in cuda
+    # The selects that keep XLA from columns: see `_lanes_of_columns`.
+    lanes = lowered(_pairs._lanes_of_columns, "cuda", PRED)
+    assert lanes.count("call @_where") == 4
 
 
-def test_explicitly_sharded_boxes_take_both_forms():
+def test_rotated_boxes_are_stacked_behind_a_barrier_on_a_gpu():
+    """See `_join_by_stack`."""
+    boxes = jnp.ones((8, 5))
+    both = jax.value_and_grad(v.GDLoss(loss_type="kld"))
+    assert "stablehlo.optimization_barrier" in lowered(both, "cuda", boxes, boxes)
+
+
+def test_explicitly_sharded_boxes_take_each_form(as_if_on):
     mesh = jax.make_mesh((8,), ("rows",), axis_types=(AxisType.Explicit,))
     with jax.set_mesh(mesh):
         pred, target = (jax.device_put(x, NamedSharding(mesh, P("rows"))) for x in (PRED, TARGET))
         both = jax.value_and_grad(v.giou_loss)
         assert jax.typeof(both(pred, target)[1]).sharding.spec == P("rows", None)
         assert "stablehlo.slice" not in lowered(both, "tpu", pred, target)
+        as_if_on()
+        assert jax.typeof(both(pred, target)[1]).sharding.spec == P("rows", None)
         on_devices = jax.shard_map(
             lambda p, t: jax.lax.pmean(v.giou_loss(p, t), "rows"),
             in_specs=(P("rows"), P("rows")),

@@ -19,7 +19,11 @@ Axis = int | tuple[int, ...]
 
 
 def closed_form(
-    value: Formula, derivative: Formula, axis: Axis = (), has_alone: bool = False
+    value: Formula,
+    derivative: Formula,
+    axis: Axis = (),
+    has_alone: bool = False,
+    on_gpu: tuple[Formula, Formula] | None = None,
 ) -> Formula:
     """Makes `(weight, pred, *others) -> weight · value(pred, *others)` of a value and a derivative.
 
@@ -37,13 +41,18 @@ def closed_form(
       axis: the axis or axes of pred that the value has summed.
       has_alone: `value` takes `alone=True` where no derivative is taken, for another spelling of
         itself that is better there.
+      on_gpu: value and derivative as GPUs get them, for another spelling that is better there.
+        Autodiff never sees it, so it may hold what autodiff cannot take.
 
     Returns: a function of the weight (None, or one that broadcasts against the values, with as
       many axes), of pred and of the others.
     """
     value_alone = functools.partial(value, alone=True) if has_alone else value
-    weighted = jax.custom_jvp(functools.partial(_weighted, value_alone, (), False))
-    weighted_derivative = jax.custom_jvp(functools.partial(_weighted, derivative, axis, True))
+    value_here, derivative_here = value_alone, derivative
+    if on_gpu is not None:
+        value_here, derivative_here = map(_by_platform, (value_alone, derivative), on_gpu)
+    weighted = jax.custom_jvp(functools.partial(_weighted, value_here, (), False))
+    weighted_derivative = jax.custom_jvp(functools.partial(_weighted, derivative_here, axis, True))
 
     def weighted_jvp(primals: Any, tangents: Any) -> Any:
         d_weight, d_pred, *d_others = tangents
@@ -64,6 +73,17 @@ def closed_form(
     weighted.defjvp(weighted_jvp, symbolic_zeros=True)
     weighted_derivative.defjvp(weighted_derivative_jvp, symbolic_zeros=True)
     return weighted
+
+
+def _by_platform(formula: Formula, on_gpu: Formula) -> Formula:
+    """The formula, and on GPUs the other one."""
+
+    def function(*arguments: Any) -> jax.Array:
+        forms = {"cuda": on_gpu, "rocm": on_gpu, "default": formula}
+        result: jax.Array = jax.lax.platform_dependent(*arguments, **forms)
+        return result
+
+    return function
 
 
 def _weighted(

@@ -8,7 +8,14 @@ from typing import Any, Concatenate, ParamSpec
 import jax
 import jax.numpy as jnp
 
-from visdet_jax.boxes._pairs import Columns, join_columns, split_columns
+from visdet_jax.boxes._pairs import (
+    Columns,
+    in_lanes,
+    join_columns,
+    join_lanes,
+    one_of_each_lane,
+    split_columns,
+)
 from visdet_jax.core.checks import check_array, check_same_shape
 from visdet_jax.core.rules import BOXES, Expected
 from visdet_jax.losses.loss import Loss
@@ -40,17 +47,30 @@ def loss_of_columns(formula: Formula[P], count: int, what: str) -> WeightedLoss[
         check_boxes(pred, target, count, what)
         return of_columns(split_columns(pred), split_columns(target), **options)
 
-    def derivative(pred: jax.Array, target: jax.Array, **options: Any) -> jax.Array:
-        target_columns = split_columns(target)
-
+    def d_columns(pred: Columns, target: Columns, **options: Any) -> Columns:
         def value_of_columns(*pred: jax.Array) -> jax.Array:
-            return of_columns(pred, target_columns, **options)
+            return of_columns(pred, target, **options)
 
-        values, pullback = jax.vjp(value_of_columns, *split_columns(pred))
-        return join_columns(pullback(jnp.ones_like(values)))
+        values, pullback = jax.vjp(value_of_columns, *pred)
+        return tuple(pullback(jnp.ones_like(values)))
+
+    def derivative(pred: jax.Array, target: jax.Array, **options: Any) -> jax.Array:
+        return join_columns(d_columns(split_columns(pred), split_columns(target), **options))
+
+    def value_by_lanes(pred: jax.Array, target: jax.Array, **options: Any) -> jax.Array:
+        check_boxes(pred, target, count, what)
+        return join_lanes(in_lanes(of_columns, pred, target, **options))
+
+    def derivative_by_lanes(pred: jax.Array, target: jax.Array, **options: Any) -> jax.Array:
+        return one_of_each_lane(in_lanes(d_columns, pred, target, **options))
 
     functools.update_wrapper(value, formula)
-    loss: Any = weighted_loss(derivative=derivative, axis=-1, weight_of_values=weight_of_boxes)
+    loss: Any = weighted_loss(
+        derivative=derivative,
+        axis=-1,
+        weight_of_values=weight_of_boxes,
+        on_gpu=(value_by_lanes, derivative_by_lanes) if count == 4 else None,
+    )
     weighted: WeightedLoss[P] = loss(value)
     return weighted
 
