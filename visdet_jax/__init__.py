@@ -15,6 +15,8 @@ from visdet_jax.losses.boxes.alpha_iou import AlphaIoULoss as AlphaIoULoss
 from visdet_jax.losses.boxes.alpha_iou import alpha_iou_loss as alpha_iou_loss
 from visdet_jax.losses.boxes.bounded_iou import BoundedIoULoss as BoundedIoULoss
 from visdet_jax.losses.boxes.bounded_iou import bounded_iou_loss as bounded_iou_loss
+from visdet_jax.losses.boxes.box_loss import BoxLoss as BoxLoss
+from visdet_jax.losses.boxes.box_loss import box_loss as box_loss
 from visdet_jax.losses.boxes.diou import CIoULoss as CIoULoss
 from visdet_jax.losses.boxes.diou import DIoULoss as DIoULoss
 from visdet_jax.losses.boxes.diou import ciou_loss as ciou_loss

@@ -14,7 +14,7 @@ import visdet_jax as v
 from boxes.inputs import random_boxes
 from visdet_jax.boxes import _pairs
 from visdet_jax.core import closed_form
-from visdet_jax.losses.boxes import _box_loss
+from visdet_jax.losses.boxes import box_loss
 
 PRED, TARGET = random_boxes(0, 48), random_boxes(1, 48)
 
@@ -51,8 +51,8 @@ def as_if_on(request, monkeypatch):
             monkeypatch.setattr(closed_form, "_by_platform", lambda formula, on_gpu: on_gpu)
         else:
             by_selects = lambda parts: _pairs._join_by_selects(*parts)  # noqa: E731
-            monkeypatch.setattr(_box_loss, "split_columns", _pairs._split_by_sums)
-            monkeypatch.setattr(_box_loss, "join_columns", by_selects)
+            monkeypatch.setattr(box_loss, "split_columns", _pairs._split_by_sums)
+            monkeypatch.setattr(box_loss, "join_columns", by_selects)
 
     yield take_its_form
     jax.clear_caches()

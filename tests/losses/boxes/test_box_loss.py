@@ -12,7 +12,7 @@ import visdet_jax as v
 from losses.boxes.pairs import TARGET, boxes, close, gradient, values
 from visdet_jax.boxes._pairs import pair_geometry
 from visdet_jax.core.elementary import clamp_min, divide
-from visdet_jax.losses.boxes._box_loss import smooth_near_0
+from visdet_jax.losses.boxes.box_loss import smooth_near_0
 
 STATE = v.WIoUState(jnp.float32(0.4))
 PER_BOX = [

@@ -21,7 +21,7 @@ from visdet_jax.detectors.heads.fcos import raise_unless_a_range_each
 from visdet_jax.detectors.priors import Grid, MlvlPointGenerator, Sizes
 from visdet_jax.detectors.registry import HEADS
 from visdet_jax.detectors.structures import Candidates, HeadTargets, Image, Rows
-from visdet_jax.losses.boxes._box_loss import BoxLoss
+from visdet_jax.losses.boxes.box_loss import BoxLoss
 from visdet_jax.losses.boxes.iou import GIoULoss
 from visdet_jax.losses.classification.gaussian_focal import GaussianFocalLoss
 from visdet_jax.losses.loss import Loss

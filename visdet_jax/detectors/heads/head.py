@@ -21,7 +21,7 @@ from visdet_jax.core.jitted import errors_named
 from visdet_jax.core.rules import BOXES, FINITE, LOGITS, Expected, Rule
 from visdet_jax.detectors.assigners.assigner import EPS, without_padding
 from visdet_jax.detectors.structures import Detections, HeadTargets, Losses, States
-from visdet_jax.losses.boxes._box_loss import BoxLoss
+from visdet_jax.losses.boxes.box_loss import BoxLoss
 from visdet_jax.losses.loss import Loss
 
 H = TypeVar("H", bound="WithLosses")

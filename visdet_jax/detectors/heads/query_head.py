@@ -30,7 +30,7 @@ from visdet_jax.detectors.structures import (
     Shapes,
     States,
 )
-from visdet_jax.losses.boxes._box_loss import BoxLoss
+from visdet_jax.losses.boxes.box_loss import BoxLoss
 from visdet_jax.losses.loss import Loss
 from visdet_jax.losses.quality._quality import QualityLoss
 

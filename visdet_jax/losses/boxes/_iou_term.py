@@ -13,7 +13,7 @@ from visdet_jax.core.docstrings import parse, with_arguments
 from visdet_jax.core.elementary import clamp, divide
 from visdet_jax.core.hyperparameters import Number
 from visdet_jax.core.jitted import errors_named
-from visdet_jax.losses.boxes._box_loss import BoxLoss, Formula, P, box_loss
+from visdet_jax.losses.boxes.box_loss import BoxLoss, Formula, P, box_loss
 from visdet_jax.reduction import WeightedLoss
 
 

@@ -10,7 +10,7 @@ from visdet_jax.boxes._pairs import Columns, PairGeometry, pair_geometry
 from visdet_jax.core.elementary import clamp_min, divide
 from visdet_jax.core.hyperparameters import NonNegative, Positive
 from visdet_jax.core.power import power
-from visdet_jax.losses.boxes._box_loss import BoxLoss, box_loss
+from visdet_jax.losses.boxes.box_loss import BoxLoss, box_loss
 from visdet_jax.losses.boxes.diou import aspect_difference
 from visdet_jax.reduction import Reduce
 from visdet_jax.registry import LOSSES

@@ -11,7 +11,7 @@ from visdet_jax.core.dtypes import as_dtype, compute_dtype
 from visdet_jax.core.elementary import absolute, divide
 from visdet_jax.core.hyperparameters import NonNegative, Number, Positive
 from visdet_jax.core.jitted import jitted
-from visdet_jax.losses.boxes._box_loss import BoxLoss, box_loss, check_boxes, smooth_near_0
+from visdet_jax.losses.boxes.box_loss import BoxLoss, box_loss, check_boxes, smooth_near_0
 from visdet_jax.reduction import (
     Reduce,
     Reduction,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from visdet_jax.boxes._pairs import Columns, pair_geometry
 from visdet_jax.core.elementary import divide
 from visdet_jax.core.hyperparameters import NonNegative, Positive
-from visdet_jax.losses.boxes._box_loss import BoxLoss, box_loss
+from visdet_jax.losses.boxes.box_loss import BoxLoss, box_loss
 from visdet_jax.reduction import Reduce
 from visdet_jax.registry import LOSSES
 

@@ -15,7 +15,7 @@ from visdet_jax.core.elementary import clamp_min, divide
 from visdet_jax.core.export import exportable
 from visdet_jax.core.hyperparameters import Number, Positive, Range
 from visdet_jax.core.jitted import jitted
-from visdet_jax.losses.boxes._box_loss import BoxLoss, box_loss, check_boxes, weight_of_boxes
+from visdet_jax.losses.boxes.box_loss import BoxLoss, box_loss, check_boxes, weight_of_boxes
 from visdet_jax.losses.boxes.diou import ciou_loss, diou_loss
 from visdet_jax.losses.boxes.efficient_iou import efficient_iou_loss
 from visdet_jax.losses.boxes.iou import giou_loss, iou_loss

@@ -9,7 +9,7 @@ from visdet_jax.boxes._pairs import Columns, PairGeometry, pair_geometry
 from visdet_jax.core.elementary import clamp, clamp_min, divide
 from visdet_jax.core.hyperparameters import NonNegative
 from visdet_jax.core.rules import FINITE, Expected
-from visdet_jax.losses.boxes._box_loss import BoxLoss, box_loss
+from visdet_jax.losses.boxes.box_loss import BoxLoss, box_loss
 from visdet_jax.losses.boxes.diou import aspect_difference, distance_term
 from visdet_jax.losses.boxes.siou import distance_and_shape_costs
 from visdet_jax.reduction import Reduce

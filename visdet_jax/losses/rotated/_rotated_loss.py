@@ -6,7 +6,7 @@ from typing import Any, ParamSpec
 import jax
 
 from visdet_jax.core.rules import ROTATED_BOXES, Expected
-from visdet_jax.losses.boxes._box_loss import Formula, loss_of_columns
+from visdet_jax.losses.boxes.box_loss import Formula, loss_of_columns
 from visdet_jax.losses.loss import Loss
 from visdet_jax.reduction import WeightedLoss
 

@@ -13,7 +13,7 @@ from visdet_jax.core.elementary import clamp_min
 from visdet_jax.core.hyperparameters import Number, Positive
 from visdet_jax.core.jitted import jitted
 from visdet_jax.core.rules import FINITE, ROTATED_BOXES, Expected
-from visdet_jax.losses.boxes._box_loss import check_boxes, weight_of_boxes
+from visdet_jax.losses.boxes.box_loss import check_boxes, weight_of_boxes
 from visdet_jax.losses.loss import Loss
 from visdet_jax.losses.regression.smooth_l1 import smooth_l1_loss
 from visdet_jax.reduction import Reduction, weight_reduce_loss, zero_where_unweighted
