@@ -147,7 +147,7 @@ def test_padding_may_stand_anywhere_and_hold_anything(name):
 
 @pytest.mark.one_in(2)
 @every_head_with_classes
-@pytest.mark.parametrize("dtype", ["int8", *map(as_long, ["uint8", "int16", "uint16"])])
+@pytest.mark.parametrize("dtype", ["int8", as_long("uint8")])
 def test_labels_of_every_width(name, dtype):
     """What int32 gives, where the number of background is more than the type can count."""
     head = EVERY_ROW[name].head(num_classes=300)

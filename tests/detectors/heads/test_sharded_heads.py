@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from cases import few
+from cases import as_long, few
 from head_cases import (
     EVERY_ROW,
     FEW,
@@ -26,6 +26,15 @@ DEVICES = 8
 COUNTS = (3, 0, 1, 0, 2, 1, 4, 0)  # Boxes of an image, and each device has one image.
 close = functools.partial(chex.assert_trees_all_close, rtol=1e-12, atol=1e-14)
 every_head = pytest.mark.parametrize("name", few(EVERY_ROW, FEW))
+# Of the two forms of a law, the stricter one is asked of every head, the other of one of each kind.
+OF_BOTH_FORMS = ("RetinaHead", *FEW)
+
+
+def in_both_forms(argument, strict, other):
+    cases = [(name, strict) for name in EVERY_ROW] + [(name, other) for name in OF_BOTH_FORMS]
+    params = [pytest.param(*case, id=f"{case[0]}-{case[1]}") for case in cases]
+    params = [param if param.values[0] in FEW else as_long(param) for param in params]
+    return pytest.mark.parametrize(("name", argument), params)
 
 
 def batch(head):
@@ -84,8 +93,7 @@ def test_some_shards_have_no_positives(name, x64):
 
 
 @pytest.mark.one_in(4)
-@every_head
-@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+@in_both_forms("axis_type", AxisType.Explicit, AxisType.Auto)
 def test_jit_over_sharded_images(name, axis_type, x64):
     mesh = jax.make_mesh((DEVICES,), ("data",), axis_types=(axis_type,))
     head = EVERY_ROW[name].head()
@@ -96,8 +104,7 @@ def test_jit_over_sharded_images(name, axis_type, x64):
 
 
 @pytest.mark.long
-@every_head
-@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+@in_both_forms("axis_type", AxisType.Explicit, AxisType.Auto)
 def test_sharded_images_of_listed_shapes(name, axis_type, x64):
     """Shapes that are listed, or left to the head, lie on no device yet."""
     mesh = jax.make_mesh((DEVICES,), ("data",), axis_types=(axis_type,))
@@ -115,8 +122,7 @@ def test_sharded_images_of_listed_shapes(name, axis_type, x64):
 
 
 @pytest.mark.one_in(4)
-@every_head
-@pytest.mark.parametrize("check_vma", [True, False])
+@in_both_forms("check_vma", True, False)
 def test_shard_map_means_the_devices_losses(name, check_vma, x64):
     mesh = jax.make_mesh((DEVICES,), ("data",), axis_types=(AxisType.Auto,))
     head = EVERY_ROW[name].head()
