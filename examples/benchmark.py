@@ -34,6 +34,7 @@ import time
 import timeit
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -293,9 +294,21 @@ def plot(rows: list[Row], path: str, title: str) -> None:
     figure.savefig(path, dpi=130)
 
 
+def processor() -> str:
+    """The processor's name and the number of its cores that this process may use."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # Linux has it.
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
+
+
 def versions(torch: Torch | None) -> str:
-    """The device, the versions of the libraries, and the date."""
-    parts = [f"{jax.devices()[0].device_kind}, jax {jax.__version__}"]
+    """The device or processor, the versions of the libraries, and the date."""
+    device = jax.devices()[0]
+    name = processor() if device.platform == "cpu" else device.device_kind
+    parts = [f"{name}, jax {jax.__version__}"]
     parts += [f"optax {importlib.metadata.version('optax')}"]
     parts += [f"torch {torch.version}" if torch else "no torch"]
     parts += [f"Python {platform.python_version()}", time.strftime("%Y-%m-%d")]

@@ -118,7 +118,7 @@ def draw(path: Path) -> dict[str, float]:
         if exists:
             draw_box(axes[0], box, DETECTION)
             label(axes[0], box, f"{score:.2f}", DETECTION)
-    caption(axes[0], "HeadOutputs: maps of each level,\nshown as the boxes they stand for")
+    caption(axes[0], "HeadOutputs: maps of each level,\nas the boxes and scores they stand for")
     for index in np.flatnonzero(labels >= 0):
         draw_box(axes[1], boxes[index], TRUTH)
         label(axes[1], boxes[index], str(index), TRUTH)
