@@ -4,6 +4,7 @@
     python examples/benchmark.py --only focal     # losses with "focal" in their name
     python examples/benchmark.py --plot speed.png --markdown
     python examples/benchmark.py --scaling        # 10⁴ to 10⁷ rows
+    python examples/benchmark.py --default-malloc # without the settings below
 
 The contenders take turns, one timed call each, and their medians are compared. torch is one of the
 contenders where it is installed. `head_cost.py` measures whole heads.
@@ -312,6 +313,7 @@ def versions(torch: Torch | None) -> str:
     parts += [f"optax {importlib.metadata.version('optax')}"]
     parts += [f"torch {torch.version}" if torch else "no torch"]
     parts += [f"Python {platform.python_version()}", time.strftime("%Y-%m-%d")]
+    parts += [flags] if (flags := os.environ.get("XLA_FLAGS")) else []
     return ", ".join(parts)
 
 
@@ -323,6 +325,9 @@ def main(argv: list[str] | None = None) -> list[Row]:
     parser.add_argument("--quick", action="store_true", help="small inputs, to see that it runs")
     parser.add_argument("--no-torch", action="store_true", help="leave torch out")
     parser.add_argument("--scaling", action="store_true", help="print the cost by number of rows")
+    parser.add_argument(
+        "--default-malloc", action="store_true", help="leave glibc's malloc as it is by default"
+    )
     parser.add_argument("--plot", metavar="PNG", help="draw the ratios")
     parser.add_argument("--markdown", action="store_true", help="print the table as markdown")
     options = parser.parse_args(argv)
@@ -359,6 +364,6 @@ KEEP_MEMORY = {
 
 
 if __name__ == "__main__":
-    if KEEP_MEMORY.keys() - os.environ.keys():
+    if KEEP_MEMORY.keys() - os.environ.keys() and "--default-malloc" not in sys.argv:
         os.execve(sys.executable, [sys.executable, *sys.argv], KEEP_MEMORY | dict(os.environ))
     main()
