@@ -23,7 +23,7 @@ def test_random_cases_of_mmdet(key):
     check_random_case(key)
 
 
-@pytest.mark.one_in(5)
+@pytest.mark.one_in(12)
 @pytest.mark.parametrize("key", edge_keys("atss"))
 def test_edge_cases_of_mmdet(key, form):
     check_edge_case(key)

@@ -113,6 +113,7 @@ def test_names_and_padding(name, x64):
     close(jax.jit(value_and_gradient(head_of(name)))(*plausible)[0][1], losses)
 
 
+@pytest.mark.long
 @every_head
 def test_denoising_queries_learn_the_boxes_of_their_layout(name, x64):
     """Those that learn nothing have no gradient; negatives learn only that they are background."""

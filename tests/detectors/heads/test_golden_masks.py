@@ -83,6 +83,7 @@ def test_all_files_are_here():
     assert {case_of(name)[1]["family"] for name in CASES} == set(KINDS)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", few(CASES, SHORT))
 def test_float64(name, x64):
     assert_equals_mmdet(name, np.float64, np.nan)

@@ -338,6 +338,7 @@ def test_half_floats_are_computed_in_float32(name):
     assert {x.dtype for x in head_of(name).decode(half)} == {jnp.dtype(jnp.float32)}
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", CONFIGS)
 def test_float32_stays_float32_where_x64_is_on(name, x64):
     head = head_of(name)

@@ -101,6 +101,7 @@ def test_one_compilation_for_all_ground_truth():
     assert compiled(head)._cache_size() == 1
 
 
+@pytest.mark.long
 def test_no_rows_are_no_boxes():
     head = head_with()
     outputs = outputs_for(head)

@@ -90,6 +90,7 @@ def test_a_pair_is_both_branches():
     close(checked(head).loss(*batch), head.loss(*batch))
 
 
+@pytest.mark.long
 def test_checked_names_the_branch():
     head = build_head(PAIR)
     (many, one), *truth = batch_for_pair(head)

@@ -64,6 +64,7 @@ def test_dfine_outputs_have_the_shapes_that_the_criterion_reads(transformer, fea
     np.testing.assert_array_equal(outputs.dn_gt_inds, queries.gt_inds)
 
 
+@pytest.mark.long
 def test_dfine_starts_from_the_best_proposals(transformer, features):
     """Before training no layer moves a box."""
     outputs = jax.device_get(apply(transformer, features))
