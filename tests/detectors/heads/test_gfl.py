@@ -9,7 +9,7 @@ import pytest
 from head_cases import ANCHORS, CLASSES, ROWS, batch_for, compiled
 from programs import compiled as program_of
 from visdet_jax.boxes import bbox_overlaps
-from visdet_jax.detectors.heads.gfl import distances_of_levels
+from visdet_jax.detectors.heads.gfl import distances_of_maps
 from visdet_jax.losses.boxes.distribution_focal import distribution_focal_loss
 
 ROW = ROWS["GFLHead"]
@@ -84,12 +84,26 @@ def test_fields_that_mean_nothing(changes, message):
 
 def test_the_mean_and_the_loss_of_the_sides_share_their_exponentials():
     """Computed apart, the losses take 1.7 times as long on a CPU."""
-    maps, bins = np.zeros((2, 500, 4 * 17), np.float32), np.ones((2 * 500 * 4,), np.float32)
+    maps, bins = np.zeros((2, 20, 25, 4 * 17), np.float32), np.ones((2, 20, 25, 4), np.float32)
 
     def total(maps):
-        (logits,), distances = distances_of_levels([maps], 17)
-        sides = distribution_focal_loss(logits.reshape(-1, 17), bins)
-        return sides + distances.sum()
+        (logits,), distances = distances_of_maps([maps], 17)
+        return distribution_focal_loss(logits, bins) + distances.sum()
 
     program = program_of(jax.value_and_grad(total), maps).as_text()
     assert program.count(" exponential(") == 1
+
+
+@pytest.mark.parametrize(("name", "reg_max"), [("GFLHead", 10), ("YOLOv8Head", 11)])
+def test_logits_of_bins_keep_the_axes_of_the_map(name, reg_max):
+    """See `distances_of_maps`: as rows they need 7.5 times their size on a TPU."""
+    head = ROWS[name].head(reg_max=reg_max)
+    outputs, *truth = batch_for(head)
+
+    def total(outputs):
+        return sum(head.loss(outputs, *truth).values())
+
+    traced = jax.jit(jax.value_and_grad(total)).trace(outputs)
+    text = traced.lower(lowering_platforms=("tpu",)).as_text()
+    axes = {"x".join(map(str, (*x.shape[:3], 4, 11))) for x in outputs.bbox_preds}
+    assert set(re.findall(r"tensor<(\d[\dx]+x11)xf32>", text)) - {"1x1x1x1x11"} == axes

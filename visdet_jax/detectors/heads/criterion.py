@@ -49,6 +49,7 @@ class Criterion:
         weight: jax.Array | None,
         avg_factor: Number,
         levels: Sequence[slice] | None = None,
+        of_maps: bool = False,
         **extra: jax.Array,
     ) -> None:
         """Calls the loss of that name on arrays (B, N, ...), made arrays (B · N, ...).
@@ -66,6 +67,8 @@ class Criterion:
           weight: (B, N) or (B, N, ...). None counts all rows alike.
           avg_factor: What the sum over the whole batch is divided by.
           levels: Which rows each level has, where the rows are not those of all priors.
+          of_maps: Whether `pred` is a list of maps (B, H, W, ...), which the loss gets with these
+            axes, and all else in the same form.
           extra: What the loss takes besides, by name: arrays (B, N, ...).
         """
         loss, values = getattr(self.head, name), []
@@ -82,11 +85,14 @@ class Criterion:
         else:
             preds, levels = [pred], [slice(None)]
         for part, level in zip(preds, levels, strict=True):
+            axes = part.shape[:3] if of_maps else (part.shape[0] * part.shape[1],)
+            part = part if of_maps else _flat(part)
             *rows, own = jax.tree.map(
-                lambda x, level=level: _flat(x[:, level]), (target, weight, extra)
+                lambda x, level=level, axes=axes: x[:, level].reshape(*axes, *x.shape[2:]),
+                (target, weight, extra),
             )
             value, self.state[name] = loss.update(
-                self.state[name], _flat(part), *rows, avg_factor, **options, **own
+                self.state[name], part, *rows, avg_factor, **options, **own
             )
             values.append(value)
         total = jax.tree.map(lambda *parts: functools.reduce(operator.add, parts), *values)
