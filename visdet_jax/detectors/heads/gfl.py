@@ -1,5 +1,6 @@
 """The head of Generalized Focal Loss."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from visdet_jax.boxes.distances import integral
 from visdet_jax.boxes.formats import convert_boxes
@@ -15,7 +17,7 @@ from visdet_jax.detectors.coders import DistancePointBBoxCoder
 from visdet_jax.detectors.heads.anchor_head import AnchorHead, count_positives
 from visdet_jax.detectors.heads.criterion import Criterion
 from visdet_jax.detectors.heads.head import iou_of_positives
-from visdet_jax.detectors.priors import Grid
+from visdet_jax.detectors.priors import Grid, split_small
 from visdet_jax.detectors.registry import HEADS
 from visdet_jax.detectors.structures import Rows
 from visdet_jax.losses.boxes.distribution_focal import DistributionFocalLoss
@@ -106,12 +108,21 @@ def distances_of_maps(
 ) -> tuple[list[jax.Array], jax.Array]:
     """Logits (B, ..., 4, bins) of each level, and the distances (B, N, 4) they mean, in strides.
 
+    Small levels are one.
+
     Args:
       bbox_preds: The logits (B, H, W, 4 · bins) of each level, side by side; or (B, n, 4 · bins).
       bins: How many bins a side has.
     """
+    large, small = split_small([math.prod(x.shape[1:-1]) for x in bbox_preds])
+    maps = list(bbox_preds[large])
+    if rest := bbox_preds[small]:
+        # Keep the small levels together, as a map of one row, which copies 6 % of the logits. One
+        # by one they are 10 kernels more on an H200, and 30 % more on a TPU v5e (jax 0.12.0.1).
+        rows = [x.reshape(len(x), 1, math.prod(x.shape[1:-1]), 4 * bins) for x in rest]
+        maps.append(jnp.concatenate(rows, axis=2))
     logits, distances = [], []
-    for x in bbox_preds:
+    for x in maps:
         # Keep the axes of the map. A TPU then leaves the cells along its 128 lanes, as the map has
         # them. As rows (B · H · W · 4, bins) the bins lie there, 17 in 128: GFL's losses of one
         # level need 12 times the memory of its logits in place of 0.9, and move 2.6 times as much
@@ -145,4 +156,6 @@ def add_loss_of_bins(
       avg_factor: What the sum over the whole batch is divided by.
     """
     weight = jnp.broadcast_to(weight[..., None], bins.shape)
-    criterion.add("loss_dfl", logits, bins, weight, avg_factor, of_maps=True)
+    ends = np.cumsum([0, *(math.prod(x.shape[1:-2]) for x in logits)]).tolist()
+    levels = list(itertools.starmap(slice, itertools.pairwise(ends)))
+    criterion.add("loss_dfl", logits, bins, weight, avg_factor, levels, of_maps=True)

@@ -120,7 +120,12 @@ class TaskAlignedPointHead(DenseHead):
         pred = self.bbox_coder.decode(points, distances)
         total = criterion.total(scores.sum())
         classes = places_along(self.num_classes, 3, 2, targets.labels.dtype)
-        learnt = jnp.where(targets.labels[..., None] + 1 == classes, scores[..., None], 0)
+        # Keep it level by level. As one array of all levels a TPU stores and slices it: the head moves
+        # 1.3 times as much (v5e, jax 0.12.0.1).
+        learnt = [
+            jnp.where(targets.labels[:, x, None] + 1 == classes, scores[:, x, None], 0)
+            for x in criterion.levels
+        ]
         # Divided by S alone: the losses add the eps again.
         count = total - AVG_FACTOR_EPS
         criterion.add("loss_cls", rows.cls_scores, learnt, targets.label_weights, count)
