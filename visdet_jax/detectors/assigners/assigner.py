@@ -305,7 +305,7 @@ def k_least(
                 values, others = numbers(group, before)
                 last = None if before is None else Last(before.value[i], before.at[i])
                 least = least_after(last, values, _indices_of(group), others)
-                found.append([x[:, None] for x in least])
+                found.append([[x[None] for x in firsts] for firsts in least])
             if groups[small]:
                 # Keep the small groups in one reduction. One for each, with what XLA computes
                 # before it, is 12 kernels more for the five levels of ATSS on an H200.
@@ -313,9 +313,13 @@ def k_least(
                 values, others = jax.tree.map(lambda x: x.reshape(at.shape), numbers(among, before))
                 values = jnp.where(at < _NOWHERE, values, jnp.inf)
                 lasts = jax.tree.map(lambda x: x[small], before)
-                found.append(jax.vmap(least_after, out_axes=1)(lasts, values, at, others))
-            firsts = [jnp.concatenate(x, axis=1) for x in zip(*found, strict=True)]
-            return Last(firsts[0][-1], firsts[1][-1]), firsts  # (groups,), (first, groups)
+                found.append(jax.vmap(least_after)(lasts, values, at, others))
+            of_all = [
+                [jnp.concatenate(x) for x in zip(*parts, strict=True)]
+                for parts in zip(*found, strict=True)
+            ]
+            # (groups,), and (at_once, groups)
+            return Last(of_all[0][-1], of_all[1][-1]), [jnp.stack(x) for x in of_all]
 
         largest = min(k, max(sizes))
         last, found = step(None)
@@ -367,10 +371,11 @@ def _indices_of(group: slice) -> np.ndarray:
 
 def _first_least(
     values: jax.Array, indices: jax.Array, others: jax.Array | None, at_once: int
-) -> list[jax.Array]:
+) -> list[Any]:
     """The `at_once` least of some values (n,), the first of equal ones first.
 
-    Returns: these values, their indices, and what goes with them unless that is None.
+    Returns: lists of these values, of their indices, and of what goes with them unless that is
+      None. They are no arrays (at_once,), of which a GPU would slice the last in a kernel.
     """
 
     def spread(x: Any) -> jax.Array:
@@ -402,7 +407,7 @@ def _first_least(
 
     padding = [spread(n) for n in none] * (at_once - 1)
     found = jax.lax.reduce((*arrays, *padding), (*none,) * at_once, merge, (0,))
-    return [jnp.stack(found[i::count]) for i in range(count)]
+    return [found[i::count] for i in range(count)]
 
 
 def assignment(
