@@ -194,19 +194,22 @@ def test_small_groups_are_as_any(k, form):
         )
 
 
-def test_small_groups_are_one_reduction_and_indices_are_literals():
-    """On a GPU each reduction, and each array of indices, is a kernel of each step."""
+def test_a_step_on_a_gpu_is_a_reduction_for_each_large_group_and_one_for_the_small():
+    """Arrays of indices, and the last of those found, would be kernels of each step too."""
 
-    def program(groups):
+    def program(groups, k):
         def found(values):
-            return k_least(lambda among, _=None: (rows_among(values, among), None), groups, 9)
+            return k_least(lambda among, _=None: (rows_among(values, among), None), groups, k)
 
         traced = jax.jit(found).trace(np.zeros(80, np.float32))
         return traced.lower(lowering_platforms=("cuda",)).as_text()
 
-    text = program(SMALL_GROUPS)
-    assert text.count("stablehlo.reduce(") == program(SMALL_GROUPS[:3]).count("stablehlo.reduce(")
-    assert "stablehlo.iota" not in text
+    def count(name, *given):
+        return program(*given).count(f"stablehlo.{name}")
+
+    assert count("reduce(", SMALL_GROUPS, 9) == count("reduce(", SMALL_GROUPS[:3], 9) > 0
+    assert count("iota", SMALL_GROUPS, 9) == 0
+    assert "[1:2, 0:1]" not in program(SMALL_GROUPS[:1], 9)  # The second of two, of one group.
 
 
 def test_the_k_least_are_found_without_sorting_on_a_cpu():

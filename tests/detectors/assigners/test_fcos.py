@@ -184,4 +184,5 @@ def test_the_areas_are_found_before_the_loop():
 
     traced = jax.jit(gt_inds).trace(np.tile(BOXES, (4, 1)))
     text = traced.lower(lowering_platforms=("cuda",)).as_text()
-    assert text.count("stablehlo.multiply") == 1
+    (areas,) = (line for line in text.splitlines() if "stablehlo.multiply" in line)
+    assert "tensor<12xf32>" in areas  # Of all boxes.
