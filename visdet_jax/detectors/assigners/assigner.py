@@ -379,9 +379,10 @@ def _first_least(
     """
 
     def spread(x: Any) -> jax.Array:
-        # Keep this `where`, which changes nothing. On an explicit mesh all that is reduced together
-        # has to be spread over the devices as the values are.
-        return jnp.where(jnp.isnan(values), x, x)
+        # Keep this sum, which changes nothing. On an explicit mesh all that is reduced together has
+        # to be spread over the devices as the values are, and a `where` of literals is not.
+        zero = np.zeros((), x.dtype)
+        return jnp.where(jnp.isnan(values), zero, zero) + x
 
     arrays = [values, spread(indices)] + ([] if others is None else [others])
     count = len(arrays)
