@@ -5,10 +5,13 @@ import re
 import jax
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from head_cases import ANCHORS, CLASSES, ROWS, batch_for, compiled
 from programs import compiled as program_of
+from visdet_jax import configs
 from visdet_jax.boxes import bbox_overlaps
+from visdet_jax.detectors import HeadOutputs, build_head
 from visdet_jax.detectors.heads.gfl import distances_of_maps
 from visdet_jax.losses.boxes.distribution_focal import distribution_focal_loss
 
@@ -123,3 +126,26 @@ def test_small_levels_are_one():
     np.testing.assert_array_equal(distances, np.concatenate([x for _, x in apart], axis=1))
     small = [x.reshape(2, 1, -1, 4, 5) for ((x,), _) in apart[2:]]
     np.testing.assert_array_equal(logits[2], np.concatenate(small, axis=2))
+
+
+def test_small_levels_over_an_explicit_mesh():
+    """Both the assigner and the losses of the sides join them; a reshape could not be followed."""
+    head = build_head(**configs.GFL_HEAD)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
+    sizes = (20, 25), (10, 13), (5, 7), (3, 4), (2, 2)
+    with jax.set_mesh(mesh):
+
+        def shape(*axes, dtype=np.float32):
+            sharding = NamedSharding(mesh, PartitionSpec("data"))
+            return jax.ShapeDtypeStruct((8, *axes), dtype, sharding=sharding)
+
+        maps = {
+            name: tuple(shape(*size, channels) for size in sizes)
+            for name, channels in head.channels.items()
+        }
+        outputs = HeadOutputs(**maps)
+        truth = shape(3, 4), shape(3, dtype=np.int32)
+        gradient = jax.grad(lambda outputs, *truth: sum(head.loss(outputs, *truth).values()))
+        found = jax.eval_shape(gradient, outputs, *truth)
+        for ours, given in zip(*map(jax.tree.leaves, (found, outputs)), strict=True):
+            assert (ours.shape, ours.sharding.spec[0]) == (given.shape, "data")
