@@ -120,8 +120,8 @@ class TaskAlignedPointHead(DenseHead):
         pred = self.bbox_coder.decode(points, distances)
         total = criterion.total(scores.sum())
         classes = places_along(self.num_classes, 3, 2, targets.labels.dtype)
-        # Keep it level by level. As one array of all levels a TPU stores and slices it: the head moves
-        # 1.3 times as much (v5e, jax 0.12.0.1).
+        # Keep it level by level. As one array of all levels a TPU stores and slices it: the head
+        # moves 1.3 times as much (v5e, jax 0.12.0.1).
         learnt = [
             jnp.where(targets.labels[:, x, None] + 1 == classes, scores[:, x, None], 0)
             for x in criterion.levels
