@@ -12,6 +12,8 @@ from visdet_jax.detectors import (
     DFINECriterion,
     DFINEOutputs,
     HeadOutputs,
+    Mask2FormerHead,
+    MaskFormerOutputs,
     QueryHead,
     RFDETRCriterion,
     RFDETROutputs,
@@ -20,7 +22,7 @@ from visdet_jax.detectors import (
 
 # height, width in pixels: for strides 8 to 128, for 8 to 32, and for 4.
 COCO, SQUARE, CROP = (800, 1333), (640, 640), (512, 512)
-DECODER_LAYERS, DENOISING = 6, 200
+DECODER_LAYERS, MASK_LAYERS, DENOISING = 6, 9, 200
 
 _CLASSES = {"num_classes": 80}
 _ANCHORS = configs.ATSS_HEAD["bbox_head"]["anchor_generator"]
@@ -58,6 +60,13 @@ HEADS = {
     "D-FINE, 300 queries": configs.DFINE_HEAD,
     # In each of 13 groups.
     "RF-DETR, 300 queries": configs.RFDETR_HEAD,
+    "Mask2Former, 100 queries": {
+        "bbox_head": {
+            "type": "Mask2FormerHead",
+            "num_things_classes": _CLASSES["num_classes"],
+            "num_stuff_classes": 53,
+        }
+    },
 }
 
 
@@ -80,6 +89,16 @@ def shapes_of_batch(
     labels = jax.ShapeDtypeStruct((batch, boxes), np.int32)
     sides = jax.ShapeDtypeStruct((batch, 2), np.int32)
     truth = (floats(batch, boxes, 4), labels, sides)
+    if isinstance(head, Mask2FormerHead):
+        height, width = (round(side * scale) for side in COCO)
+        queries, classes = int(name.split()[-2]), head.num_things_classes + head.num_stuff_classes
+        # Its queries before the first layer count as a layer.
+        rows = 1 + MASK_LAYERS, batch, queries
+        masks = floats(*rows, -(-height // 4), -(-width // 4))
+        bitmaps = jax.ShapeDtypeStruct((batch, boxes, height, width), np.bool_)
+        key = jax.ShapeDtypeStruct((2,), np.uint32)
+        outputs = MaskFormerOutputs(floats(*rows, 1 + classes), masks)
+        return outputs, (labels, bitmaps), {"key": key}
     if isinstance(head, QueryHead):
         return _outputs_of_queries(head, batch, int(name.split()[-2])), truth, {}
     if isinstance(head, CenterNetHead):

@@ -64,6 +64,16 @@ def inside_flags(anchors: jax.Array, image_shape: jax.Array, allowed_border: flo
     return (x1 >= -border) & (y1 >= -border) & (x2 < width + border) & (y2 < height + border)
 
 
+def split_small(sizes: Sequence[int]) -> tuple[slice, slice]:
+    """The large groups, and the last ones that have an eighth of all together, if they are several.
+
+    On a GPU a small group costs as many kernels as a large one.
+    """
+    small = [i for i in range(len(sizes) - 1) if 8 * sum(sizes[i:]) <= sum(sizes)]
+    first = min(small, default=len(sizes))
+    return slice(first), slice(first, None)
+
+
 @dataclass(frozen=True, kw_only=True)
 class PriorGenerator(FrozenModule):
     """Base of the generators: a subclass has `num_base_priors` and `priors_at`.

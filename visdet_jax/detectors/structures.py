@@ -263,7 +263,9 @@ class Rows(NamedTuple):
     # and one array of all levels would be a copy of it.
     cls_scores: list[jax.Array]
     bbox_preds: jax.Array  # (B, N, 4) or (B, N, 4 · (reg_max + 1))
-    bbox_levels: list[jax.Array]  # The same of each level, for logits of bins, which are large.
+    # (B, H, W, A · 4) or (B, H, W, A · 4 · (reg_max + 1)) of each level, as the network gave them:
+    # for logits of bins, which are large. See `distances_of_maps`.
+    bbox_maps: Sequence[jax.Array]
     priors: jax.Array  # Anchors (1, N, 4) or points (1, N, 2), in pixels.
     strides: jax.Array  # (1, N), in pixels.
     targets: HeadTargets

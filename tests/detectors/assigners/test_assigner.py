@@ -1,5 +1,7 @@
 """What the assigners on priors share: golden cases, no boxes, padding, memory, errors."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,7 +28,12 @@ from visdet_jax.detectors import (
     fcos_assign,
     max_iou_assign,
 )
-from visdet_jax.detectors.assigners.assigner import k_least, pick, without_padding
+from visdet_jax.detectors.assigners.assigner import (
+    k_least,
+    pick,
+    rows_among,
+    without_padding,
+)
 
 FAMILIES = ("maxiou", "atss", "fcos")  # each replayed in a file of its own
 
@@ -161,6 +168,48 @@ def test_of_equal_values_the_first_are_among_the_k_least(k, first, second, form)
         np.testing.assert_array_equal(of.values, expected)
         exist = np.isfinite(expected)
         np.testing.assert_array_equal(of.others[exist], 2 * np.array(expected)[exist])
+
+
+SMALL_GROUPS = tuple(slice(a, b) for a, b in itertools.pairwise((2, 52, 72, 77, 79, 80)))
+
+
+@pytest.mark.parametrize("k", [1, 4, 9])
+def test_small_groups_are_as_any(k, form):
+    """On accelerators the last three are one reduction; see `split_small`."""
+    values = np.random.default_rng(k).integers(6, size=82).astype(np.float32)
+    values[[73, 74, 78]] = np.inf
+
+    def numbers(among, _=None):
+        return rows_among(jnp.asarray(values), among), rows_among(jnp.arange(82), among)
+
+    found = jax.jit(lambda: k_least(numbers, SMALL_GROUPS, k))()
+    for least, group in zip(found, SMALL_GROUPS, strict=True):
+        order = group.start + np.argsort(values[group], stable=True)[:k]
+        finite = np.isfinite(values[order])
+        np.testing.assert_array_equal(least.values, values[order])
+        np.testing.assert_array_equal(np.asarray(least.others)[finite], order[finite])
+        included = least.last.includes(values, np.arange(82)) & np.isfinite(values)
+        np.testing.assert_array_equal(
+            np.flatnonzero(included[group]), np.sort(order[finite]) - group.start
+        )
+
+
+def test_a_step_on_a_gpu_is_a_reduction_for_each_large_group_and_one_for_the_small():
+    """Arrays of indices, and the last of those found, would be kernels of each step too."""
+
+    def program(groups, k):
+        def found(values):
+            return k_least(lambda among, _=None: (rows_among(values, among), None), groups, k)
+
+        traced = jax.jit(found).trace(np.zeros(80, np.float32))
+        return traced.lower(lowering_platforms=("cuda",)).as_text()
+
+    def count(name, *given):
+        return program(*given).count(f"stablehlo.{name}")
+
+    assert count("reduce(", SMALL_GROUPS, 9) == count("reduce(", SMALL_GROUPS[:3], 9) > 0
+    assert count("iota", SMALL_GROUPS, 9) == 0
+    assert "[1:2, 0:1]" not in program(SMALL_GROUPS[:1], 9)  # The second of two, of one group.
 
 
 def test_the_k_least_are_found_without_sorting_on_a_cpu():

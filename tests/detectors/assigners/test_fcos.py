@@ -174,3 +174,16 @@ def test_errors(changes, error, message):
     arguments = {"points": POINTS.priors, "gt_boxes": BOXES, "gt_labels": LABELS, **LEVEL}
     with pytest.raises(error, match=f"fcos_assign: {message}"):
         fcos_assign(**{**arguments, **changes})
+
+
+def test_the_areas_are_found_before_the_loop():
+    """In it they are a kernel of each of ten trips on a GPU."""
+
+    def gt_inds(boxes):
+        labels = np.zeros(len(boxes), np.int32)
+        return fcos_assign(POINTS.priors, boxes, labels, **LEVEL).gt_inds
+
+    traced = jax.jit(gt_inds).trace(np.tile(BOXES, (4, 1)))
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    (areas,) = (line for line in text.splitlines() if "stablehlo.multiply" in line)
+    assert "tensor<12xf32>" in areas  # Of all boxes.

@@ -15,8 +15,11 @@ from visdet_jax.core.dtypes import compute_dtype
 from visdet_jax.core.elementary import clamp_min
 from visdet_jax.core.frozen import FrozenModule
 from visdet_jax.detectors.assigners.iou_calculator import BboxOverlaps2D
+from visdet_jax.detectors.priors import split_small
 
 IGNORED, DROPPED = -1, -2
+# One slice of the priors, or several, whose rows then stand one after another; see `rows_among`.
+Among = slice | tuple[slice, ...]
 EPS = 1e-6  # the least area that an IoU is divided by, in pixels squared
 # On accelerators. More are fewer kernels, and take longer to compile.
 BOXES_IN_A_KERNEL = 10
@@ -24,6 +27,9 @@ BOXES_IN_A_KERNEL = 10
 # kernel: ATSS's head moves 1.7 times as much on an H200, and its scratch memory is 12 times as
 # large (jax 0.12.0.1). Of those that are, each kernel reads all again: 3 are fewer kernels.
 LEAST_IN_A_KERNEL, LEAST_OF_KEPT_IN_A_KERNEL = 2, 3
+
+
+_NOWHERE = np.iinfo(np.int32).max  # Behind the index of every prior.
 
 
 class Assignment(NamedTuple):
@@ -101,18 +107,19 @@ class Rules:
     for 100 boxes and 200 000 anchors. Written like this they are never in memory at once.
 
     Args:
-      compute: From a box (4,), whether it exists or is padding, and a slice of the priors, to
-        numbers of each of those priors, such as the IoU.
+      compute: From a box (4,), whether it exists or is padding, and `Among` of the priors, to
+        numbers of each of those priors, such as the IoU. It is several slices only where `measure`
+        asks for them, as `k_least` does for small groups.
       measure: What has to be known of a box from all priors, such as its largest IoU. It is given
-        `numbers(among, after)`, which is `compute` for that box and the priors of a slice. On
-        accelerators each call computes them anew, and not before `after`, if any, is there.
+        `numbers(among, after)`, which is `compute` for that box and those priors. On accelerators
+        each call computes them anew, and not before `after`, if any, is there.
       visit: From the state, the number of the box (1 for the first), what `compute` and `measure`
         found, to the next state, by operations on each prior alone.
       keeps: Whether accelerators hold the numbers of all boxes in memory after all. For numbers
         that are dear to compute, or that cannot be the same bits in every kernel; of few priors.
     """
 
-    compute: Callable[[Any, jax.Array, slice], Any]
+    compute: Callable[[Any, jax.Array, Any], Any]
     measure: Callable[[Callable[..., Any]], Any]
     visit: Callable[[Any, jax.Array, Any, Any], Any]
     keeps: bool = False
@@ -138,14 +145,16 @@ def visit_boxes(rules: Rules, state: Any, gt_boxes: Any, gt_labels: jax.Array) -
         def step(state: Any, each: Any) -> tuple[Any, None]:
             number, box, exists = each
             computed = rules.compute(box, exists, every)
-            found = rules.measure(lambda among, _=None: jax.tree.map(lambda x: x[among], computed))
+            found = rules.measure(
+                lambda among, _=None: jax.tree.map(lambda x: rows_among(x, among), computed)
+            )
             return rules.visit(state, number, computed, found), None
 
         return jax.lax.scan(step, state, boxes)[0]
 
     def together(state: Any, boxes: Any) -> Any:
         def measure(box: jax.Array, exists: jax.Array) -> Any:
-            def anew(among: slice, after: Any = None) -> Any:
+            def anew(among: Among, after: Any = None) -> Any:
                 # Keep the barrier. Without it XLA computes the numbers once, and keeps them.
                 again = jax.lax.optimization_barrier((box, exists, after))
                 return rules.compute(again[0], again[1], among)
@@ -160,7 +169,9 @@ def visit_boxes(rules: Rules, state: Any, gt_boxes: Any, gt_labels: jax.Array) -
             kept = jax.vmap(lambda box, exists: rules.compute(box, exists, every))(*boxes[1:])
             kept = jax.lax.optimization_barrier(kept)
             found = jax.vmap(
-                lambda x: rules.measure(lambda among, _=None: jax.tree.map(lambda a: a[among], x))
+                lambda x: rules.measure(
+                    lambda among, _=None: jax.tree.map(lambda a: rows_among(a, among), x)
+                )
             )(kept)
 
             def step_with_kept(state: Any, each: Any) -> tuple[Any, None]:
@@ -256,7 +267,7 @@ def k_least(
     Args:
       numbers: See `Rules`; here the values (n,) and others (n,) that go with them. None for others
         stands for the indices.
-      groups: Slices of the priors.
+      groups: Slices of the priors, each from where the last one ends.
       k: How many; a group of n has min(k, n).
       at_once: How many a reduction finds.
     """
@@ -281,17 +292,34 @@ def k_least(
         return found
 
     def in_steps() -> list[Least]:
+        large, small = split_small(sizes)
+
+        def least_after(last: Last | None, values: Any, indices: Any, others: Any) -> Any:
+            if last is not None:
+                values = jnp.where(last.includes(values, indices), jnp.inf, values)
+            return _first_least(values, indices, others, at_once)
+
         def step(before: Any, _: None = None) -> tuple[Last, Any]:
             found = []
-            for i, group in enumerate(groups):
+            for i, group in enumerate(groups[large]):
                 values, others = numbers(group, before)
-                indices = _indices_of(group)
-                if before is not None:
-                    done = Last(before.value[i], before.at[i]).includes(values, indices)
-                    values = jnp.where(done, jnp.inf, values)
-                found.append(_first_least(values, indices, others, at_once))
-            firsts = [jnp.stack(x, axis=1) for x in zip(*found, strict=True)]  # (first, groups)
-            return Last(firsts[0][-1], firsts[1][-1]), firsts
+                last = None if before is None else Last(before.value[i], before.at[i])
+                least = least_after(last, values, _indices_of(group), others)
+                found.append([[x[None] for x in firsts] for firsts in least])
+            if groups[small]:
+                # Keep the small groups in one reduction. One for each, with what XLA computes
+                # before it, is 12 kernels more for the five levels of ATSS on an H200.
+                among, at = _windows(groups[small])
+                values, others = jax.tree.map(lambda x: x.reshape(at.shape), numbers(among, before))
+                values = jnp.where(at < _NOWHERE, values, jnp.inf)
+                lasts = jax.tree.map(lambda x: x[small], before)
+                found.append(jax.vmap(least_after)(lasts, values, at, others))
+            of_all = [
+                [jnp.concatenate(x) for x in zip(*parts, strict=True)]
+                for parts in zip(*found, strict=True)
+            ]
+            # (groups,), and (at_once, groups)
+            return Last(of_all[0][-1], of_all[1][-1]), [jnp.stack(x) for x in of_all]
 
         largest = min(k, max(sizes))
         last, found = step(None)
@@ -316,26 +344,49 @@ def k_least(
     return jax.lax.platform_dependent(cpu=by_top_k, default=in_steps)
 
 
-def _indices_of(group: slice) -> jax.Array:
-    return jnp.arange(group.start, group.stop, dtype=jnp.int32)
+def rows_among(x: jax.Array, among: Among) -> jax.Array:
+    """The rows of x in a slice, or in one slice after another."""
+    if isinstance(among, slice):
+        return x[among]
+    return jnp.concatenate([x[part] for part in among])
+
+
+def _windows(groups: Sequence[slice]) -> tuple[tuple[slice, ...], np.ndarray]:
+    """Slices of one length, each of which holds one of the groups, and the indices in them.
+
+    The indices are (groups, length), `_NOWHERE` for priors of other groups.
+    """
+    length = max(group.stop - group.start for group in groups)
+    starts = [min(group.start, groups[-1].stop - length) for group in groups]
+    among = tuple(slice(start, start + length) for start in starts)
+    indices = np.stack([_indices_of(part) for part in among])
+    first, end = np.asarray([(group.start, group.stop) for group in groups]).T[..., None]
+    return among, np.where((first <= indices) & (indices < end), indices, _NOWHERE)
+
+
+def _indices_of(group: slice) -> np.ndarray:
+    # Keep it a literal. Of an iota each step on a GPU makes an array first, in a kernel of its own.
+    return np.arange(group.start, group.stop, dtype=np.int32)
 
 
 def _first_least(
     values: jax.Array, indices: jax.Array, others: jax.Array | None, at_once: int
-) -> list[jax.Array]:
+) -> list[Any]:
     """The `at_once` least of some values (n,), the first of equal ones first.
 
-    Returns: these values, their indices, and what goes with them unless that is None.
+    Returns: lists of these values, of their indices, and of what goes with them unless that is
+      None. They are no arrays (at_once,), of which a GPU would slice the last in a kernel.
     """
 
     def spread(x: Any) -> jax.Array:
-        # Keep this `where`, which changes nothing. On an explicit mesh all that is reduced together
-        # has to be spread over the devices as the values are.
-        return jnp.where(jnp.isnan(values), x, x)
+        # Keep this sum, which changes nothing. On an explicit mesh all that is reduced together has
+        # to be spread over the devices as the values are, and a `where` of literals is not.
+        zero = np.zeros((), x.dtype)
+        return jnp.where(jnp.isnan(values), zero, zero) + x
 
     arrays = [values, spread(indices)] + ([] if others is None else [others])
     count = len(arrays)
-    nothing = (np.inf, np.iinfo(np.int32).max, 0)
+    nothing = (np.inf, _NOWHERE, 0)
     none = [np.asarray(n, x.dtype) for n, x in zip(nothing, arrays, strict=False)]
 
     def either(is_first: jax.Array, a: Any, b: Any) -> Any:
@@ -357,7 +408,7 @@ def _first_least(
 
     padding = [spread(n) for n in none] * (at_once - 1)
     found = jax.lax.reduce((*arrays, *padding), (*none,) * at_once, merge, (0,))
-    return [jnp.stack(found[i::count]) for i in range(count)]
+    return [found[i::count] for i in range(count)]
 
 
 def assignment(

@@ -12,6 +12,7 @@ from visdet_jax.core.dtypes import as_dtype
 from visdet_jax.core.hyperparameters import Count
 from visdet_jax.core.jitted import jitted
 from visdet_jax.detectors.assigners.assigner import (
+    Among,
     Assignment,
     Best,
     IoUAssigner,
@@ -23,6 +24,7 @@ from visdet_jax.detectors.assigners.assigner import (
     no_box_yet,
     prepare_inputs,
     product,
+    rows_among,
     visit_boxes,
 )
 from visdet_jax.detectors.registry import TASK_UTILS
@@ -72,13 +74,14 @@ def atss_assign(
     ends = np.cumsum(level_sizes).tolist()
     levels = [slice(end - size, end) for end, size in zip(ends, level_sizes, strict=True) if size]
 
-    def compute(box: jax.Array, exists: jax.Array, among: slice) -> Any:
-        x, y = (center[among] for center in centers)
+    def compute(box: jax.Array, exists: jax.Array, among: Among) -> Any:
+        x, y, taking_part, own = (rows_among(x, among) for x in (*centers, valid, priors))
         dx, dy = (a - b[None] for a, b in zip((x, y), _center(box), strict=True))
-        distance = jnp.where(valid[among], jnp.sqrt(product(dx, dx) + product(dy, dy)), jnp.inf)
+        distance = jnp.sqrt(product(dx, dx) + product(dy, dy))
+        distance = jnp.where(taking_part, distance, jnp.inf)
         x1, y1, x2, y2 = (side[None] for side in columns(box))
         sides = jnp.minimum(jnp.minimum(x - x1, y - y1), jnp.minimum(x2 - x, y2 - y))
-        return distance, iou_with_all(box, priors[among]), exists & (sides > margin)
+        return distance, iou_with_all(box, own), exists & (sides > margin)
 
     def measure(numbers: Any) -> Any:
         nearest = k_least(lambda *which: numbers(*which)[:2], levels, topk)

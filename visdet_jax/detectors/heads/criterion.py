@@ -49,6 +49,7 @@ class Criterion:
         weight: jax.Array | None,
         avg_factor: Number,
         levels: Sequence[slice] | None = None,
+        of_maps: bool = False,
         **extra: jax.Array,
     ) -> None:
         """Calls the loss of that name on arrays (B, N, ...), made arrays (B · N, ...).
@@ -62,13 +63,16 @@ class Criterion:
         Args:
           name: The field of the head that holds the loss.
           pred: (B, N, ...), or a list of (B, n, ...), one for each level.
-          target: An array (B, N, ...), or a tuple of them.
+          target: An array (B, N, ...), or a tuple of them; or as `pred` a list of levels.
           weight: (B, N) or (B, N, ...). None counts all rows alike.
           avg_factor: What the sum over the whole batch is divided by.
           levels: Which rows each level has, where the rows are not those of all priors.
+          of_maps: Whether `pred` is a list of maps (B, H, W, ...), which the loss gets with these
+            axes, and all else in the same form.
           extra: What the loss takes besides, by name: arrays (B, N, ...).
         """
-        loss, values = getattr(self.head, name), []
+        loss = getattr(self.head, name)
+        values: list[Any] = []
         levels = self.levels if levels is None else levels
         options: dict[str, Any] = {"axis_name": self.axis_name}
         if self.head.sums_losses:
@@ -82,11 +86,17 @@ class Criterion:
         else:
             preds, levels = [pred], [slice(None)]
         for part, level in zip(preds, levels, strict=True):
-            *rows, own = jax.tree.map(
-                lambda x, level=level: _flat(x[:, level]), (target, weight, extra)
+            axes = part.shape[:3] if of_maps else (part.shape[0] * part.shape[1],)
+            part = part if of_maps else _flat(part)
+            of_level = jax.tree.map(
+                lambda x, level=level: x[:, level],
+                (None if isinstance(target, list) else target, weight, extra),
             )
+            if isinstance(target, list):
+                of_level = target[len(values)], *of_level[1:]
+            *rows, own = jax.tree.map(lambda x, axes=axes: x.reshape(*axes, *x.shape[2:]), of_level)
             value, self.state[name] = loss.update(
-                self.state[name], _flat(part), *rows, avg_factor, **options, **own
+                self.state[name], part, *rows, avg_factor, **options, **own
             )
             values.append(value)
         total = jax.tree.map(lambda *parts: functools.reduce(operator.add, parts), *values)

@@ -116,6 +116,7 @@ class DenseHead(Head):
         """
         self.check_state(state)
         grid, maps = self._grid(outputs), self._maps(outputs)
+        bbox_maps: Any = outputs.bbox_preds
         criterion = Criterion(self, state, grid.level_sizes, axis_name, options)
         joined = {
             name: jnp.concatenate(levels, axis=1)
@@ -124,7 +125,7 @@ class DenseHead(Head):
         }
         rows = Rows(
             cls_scores=maps["cls_scores"],
-            bbox_levels=maps["bbox_preds"],
+            bbox_maps=bbox_maps,
             priors=jnp.asarray(grid.priors[None]),
             strides=jnp.asarray(grid.strides[None]),
             targets=targets,

@@ -1,10 +1,14 @@
 """The head of Generalized Focal Loss."""
 
+import itertools
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from visdet_jax.boxes.distances import integral
 from visdet_jax.boxes.formats import convert_boxes
@@ -13,7 +17,7 @@ from visdet_jax.detectors.coders import DistancePointBBoxCoder
 from visdet_jax.detectors.heads.anchor_head import AnchorHead, count_positives
 from visdet_jax.detectors.heads.criterion import Criterion
 from visdet_jax.detectors.heads.head import iou_of_positives
-from visdet_jax.detectors.priors import Grid
+from visdet_jax.detectors.priors import Grid, split_small
 from visdet_jax.detectors.registry import HEADS
 from visdet_jax.detectors.structures import Rows
 from visdet_jax.losses.boxes.distribution_focal import DistributionFocalLoss
@@ -37,7 +41,8 @@ class GFLHead(AnchorHead):
       bbox_coder: Between boxes and distances from a point.
       reg_decoded_bbox: Must be True: `loss_bbox` gets boxes, in strides.
       loss_cls: Loss of the class logits, which gets (label, q): one of the quality losses.
-      loss_dfl: Loss of the sides, which gets logits (M, reg_max + 1) and distances (M,) in bins.
+      loss_dfl: Loss of the sides, which gets logits (B, H, W, 4, reg_max + 1) and distances
+        (B, H, W, 4) in bins.
       reg_max: The last bin, in strides, at least 1. Larger values reach farther.
 
     Source: Li et al. 2020, https://arxiv.org/abs/2006.04388; mmdet's `GFLHead`
@@ -66,13 +71,13 @@ class GFLHead(AnchorHead):
         logits, labels = examples["loss_cls"]
         return examples | {
             "loss_cls": (logits, (labels, floats())),
-            "loss_dfl": (floats(self.reg_max + 1), floats()),
+            "loss_dfl": (floats(1, 1, 4, self.reg_max + 1), floats(1, 1, 4)),
         }
 
     def compute(self, criterion: Criterion, rows: Rows) -> None:
         targets, strides = rows.targets, rows.strides[..., None]
         points = convert_boxes(rows.priors)[..., :2] / strides
-        logits, distances = distances_of_levels(rows.bbox_levels, self.reg_max + 1)
+        logits, distances = distances_of_maps(rows.bbox_maps, self.reg_max + 1)
         pred = self.bbox_coder.decode(points, distances)
         target = targets.bbox_targets / strides
         quality = iou_of_positives(pred, target, targets.bbox_weights)
@@ -93,33 +98,44 @@ class GFLHead(AnchorHead):
 
     def boxes(self, grid: Grid, bbox_preds: jax.Array, image_shapes: Any) -> jax.Array:
         points = convert_boxes(jnp.asarray(grid.priors[None]))[..., :2]
-        _, distances = distances_of_levels([bbox_preds], self.reg_max + 1)
+        _, distances = distances_of_maps([bbox_preds], self.reg_max + 1)
         distances *= grid.strides[None, :, None]
         return self.bbox_coder.decode(points, distances, image_shapes)
 
 
-def distances_of_levels(
-    bbox_preds: list[jax.Array], bins: int
+def distances_of_maps(
+    bbox_preds: Sequence[jax.Array], bins: int
 ) -> tuple[list[jax.Array], jax.Array]:
-    """Logits (B, 4 · n, bins) of each level, and the distances (B, N, 4) they mean, in strides.
+    """Logits (B, ..., 4, bins) of each level, and the distances (B, N, 4) they mean, in strides.
+
+    Small levels are one: see `split_small`.
 
     Args:
-      bbox_preds: The logits (B, n, 4 · bins) of each level, side by side.
+      bbox_preds: The logits (B, H, W, 4 · bins) of each level, side by side; or (B, n, 4 · bins).
       bins: How many bins a side has.
     """
+    large, small = split_small([math.prod(x.shape[1:-1]) for x in bbox_preds])
+    maps = list(bbox_preds[large])
+    if rest := bbox_preds[small]:
+        # Keep the small levels together, as a map of one row, which copies 6 % of the logits. One
+        # by one they are 10 kernels more on an H200 (jax 0.12.0.1).
+        rows = [x.reshape(len(x), math.prod(x.shape[1:-1]), 4 * bins) for x in rest]
+        maps.append(jnp.concatenate(rows, axis=1)[:, None])
     logits, distances = [], []
-    for x in bbox_preds:
-        batch, count = x.shape[:2]
-        sides = x.reshape(batch, count, 4, bins).reshape(batch, count * 4, bins)
+    for x in maps:
+        # Keep the axes of the map. A TPU then leaves the cells along its 128 lanes, as the map has
+        # them. As rows (B · H · W · 4, bins) the bins lie there, 17 in 128: GFL's losses of one
+        # level need 12 times the memory of its logits in place of 0.9, and move 2.6 times as much
+        # (v5e, jax 0.12.0.1).
+        sides = x.reshape(*x.shape[:-1], 4, bins)
         # Keep the barrier. Without it XLA splits all that the gradient is made of into sides and
-        # puts it together again: the head moves 3.6 times as much on a TPU v5e, needs 2.7 times the
-        # scratch memory and takes 2.5 times as long to compile (jax 0.12.0.1).
+        # puts it together again: a GPU moves 1.4 times as much (H200, jax 0.12.0.1).
         sides = jax.lax.optimization_barrier(sides)
         logits.append(sides)
-        # Keep it of as many rows as the loss of the sides gets. With other axes XLA:CPU computes
-        # the exponentials of the two apart, and the losses take 1.7 times as long (jax 0.10.2).
-        mean = integral(sides.reshape(batch * count * 4, bins))
-        distances.append(mean.reshape(batch, count * 4).reshape(batch, count, 4))
+        # Keep the axes that the loss of the sides gets. With others XLA:CPU computes the
+        # exponentials of the two apart, and the losses take 1.7 times as long (jax 0.10.2).
+        mean = integral(sides)
+        distances.append(mean.reshape(len(x), math.prod(x.shape[1:-1]), 4))
     return logits, jnp.concatenate(distances, axis=1)
 
 
@@ -134,13 +150,12 @@ def add_loss_of_bins(
 
     Args:
       criterion: Where it is added.
-      logits: From `distances_of_levels`.
+      logits: From `distances_of_maps`.
       bins: (B, N, 4) what the sides learn, in bins.
       weight: (B, N) of the priors.
       avg_factor: What the sum over the whole batch is divided by.
     """
-    batch, count, sides = bins.shape
-    rows = batch, count * sides
-    weight = jnp.broadcast_to(weight[..., None], bins.shape).reshape(rows)
-    levels = [slice(x.start * sides, x.stop * sides) for x in criterion.levels]
-    criterion.add("loss_dfl", logits, bins.reshape(rows), weight, avg_factor, levels)
+    weight = jnp.broadcast_to(weight[..., None], bins.shape)
+    ends = np.cumsum([0, *(math.prod(x.shape[1:-2]) for x in logits)]).tolist()
+    levels = list(itertools.starmap(slice, itertools.pairwise(ends)))
+    criterion.add("loss_dfl", logits, bins, weight, avg_factor, levels, of_maps=True)

@@ -1,5 +1,6 @@
 """The heads of ultralytics' detectors from YOLOv8 on: one branch, and an end-to-end pair."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -73,9 +74,10 @@ class YOLOHead(TaskAlignedPointHead):
             examples["loss_l1"] = examples["loss_bbox"]
         return examples
 
-    def sides(self, bbox_preds: list[jax.Array]) -> tuple[list[jax.Array], jax.Array]:
+    def sides(self, bbox_preds: Sequence[jax.Array]) -> tuple[list[jax.Array], jax.Array]:
         if self.reg_max == 1:
-            return [], jnp.concatenate(bbox_preds, axis=1)
+            rows = [x.reshape(len(x), math.prod(x.shape[1:-1]), 4) for x in bbox_preds]
+            return [], jnp.concatenate(rows, axis=1)
         return super().sides(bbox_preds)
 
     def add_loss_of_sides(
