@@ -131,7 +131,7 @@ def test_update_has_gradients():
 )
 def test_a_loss_with_statistics_says_what_to_write(changes, names):
     head = ROW.head(**changes)
-    message = rf"RetinaHead: {names} keeps running statistics: write `state = head.init\(\)` once"
+    message = rf"RetinaHead: {names} keeps? running statistics: write `state = head.init\(\)` once"
     with pytest.raises(TypeError, match=message):
         head.loss(*batch_for(head))
     free = {**GHM["loss_cls"], "momentum": 0.0}  # It counts each call alone and keeps nothing.

@@ -186,7 +186,11 @@ def test_a_model_of_mmdet():
     assert roi.mask_size == SIZE
     assert roi.assigner.costs[1].weight == 5
     one = {**ROI, "bbox_head": BRANCH, "mask_head": MASK}
-    assert build_head(one, STAGE) == roi
+    assert build_head(one, STAGE, {"max_per_img": 7}) == roi
+    outputs, *_, shapes = batch_for(build_head(ROI | {"bbox_head": BRANCH}, STAGE))
+    found = roi.detect(outputs._replace(mask_preds=None), shapes)
+    scores = np.sort(roi.decode(outputs, shapes).scores.reshape(len(shapes), -1))
+    np.testing.assert_array_equal(found.scores, scores[:, : -7 - 1 : -1])
 
 
 @pytest.mark.parametrize(

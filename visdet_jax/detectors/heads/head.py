@@ -219,14 +219,17 @@ class BaseHead(WithLosses):
         last = self.last_label
         labels = Rule(lambda x: x > last, f"must be from 0 to {last}, or negative for padding")
         no_box = Rule(lambda x: x == 0, "every image is without ground truth")
-        of_outputs = [
-            Expected(jax.tree_util.keystr(path).removeprefix("."), x, FINITE)
+        leaves = {
+            jax.tree_util.keystr(path).removeprefix("."): x
             for path, x in jax.tree.leaves_with_path(outputs)
-        ]
-        finest = next(i for i, x in enumerate(of_outputs) if x.name.startswith("cls_scores"))
-        of_outputs[finest] = of_outputs[finest]._replace(rule=LOGITS)
+        }
+        # One warning is enough: of the logits of the first level, which is the largest.
+        logits = next((name for name in leaves if name.startswith("cls_scores")), None)
         return [
-            *of_outputs,
+            *(
+                Expected(name, x, LOGITS if name == logits else FINITE)
+                for name, x in leaves.items()
+            ),
             Expected("number of boxes", count, no_box),
             Expected("gt_labels", gt_labels, labels),
             Expected("gt_boxes", gt_boxes, BOXES, exists),
