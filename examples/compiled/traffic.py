@@ -3,7 +3,8 @@
 The text is XLA's optimised HLO. Each instruction of the entry computation is a kernel, or a few:
 it reads its operands from memory and writes its result. So the sum of their sizes is what the
 program moves. Of an operand of which a kernel makes slices only, or picks elements, no more counts
-than what is made of it. It is an upper bound where an array is updated in place.
+than what is made of it; and of an array that a kernel gives back with a slice written anew, the
+slice alone, since XLA updates it in place, and copies it before by another kernel where it must.
 """
 
 import math
@@ -34,6 +35,8 @@ FREE = {
 
 # Instructions that read no more of their first operand than they give.
 PICKING = {"slice", "dynamic-slice", "gather"}
+# It gives its first operand with a slice that is the second.
+UPDATE = "dynamic-update-slice"
 
 _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{")
 _INSTRUCTION = re.compile(
@@ -113,10 +116,13 @@ def _traffic(name: str, computations: dict[str, list[str]]) -> Traffic:
             total += _traffic(_called("to_apply", rest), computations)
         elif operation in ("copy-start", "slice-start"):
             total += Traffic(_prefetched(shape), 1)
+        elif operation == UPDATE:
+            total += Traffic(2 * min(sizes.get(_operands(rest)[1], 0), sizes[result]), 1)
         else:
-            moved = sizes[result]
+            fused = _called("calls", rest)
+            moved = max(sizes[result] - _left_in_place(fused, computations), 0)
             if not operation.endswith("-start"):  # The result of such a one has the operands in it.
-                parts = _parts_read(_called("calls", rest), computations)
+                parts = _parts_read(fused, computations)
                 for i, operand in enumerate(_operands(rest)):
                     read = round(sizes.get(operand, 0) * parts.get(i, 1))
                     moved += min(read, sizes[result]) if i == 0 and operation in PICKING else read
@@ -129,8 +135,8 @@ def _parts_read(name: str, computations: dict[str, list[str]]) -> dict[int, floa
 
     Less than 1 is needed where only slices are, of it or of what is computed from it.
     """
-    lines = computations.get(name, ())
-    found = [(line, match.groups()) for line in lines if (match := _INSTRUCTION.match(line))]
+    found = _instructions(name, computations)
+    in_place = _updated_in_place(found)
     sizes = {result: _elements(shape) for _, (result, shape, _, _) in found}
     needed = dict.fromkeys(sizes, 0.0)
     parts: dict[int, float] = {}
@@ -145,12 +151,45 @@ def _parts_read(name: str, computations: dict[str, list[str]]) -> dict[int, floa
             if operand not in sizes:
                 continue
             more = need
-            if operation == "tuple":
+            if result in in_place:
+                more = 0 if i == 0 else sizes[operand]
+            elif operation == "tuple":
                 more = sizes[operand]
             elif not (i == 0 and operation in PICKING):
                 more *= max(sizes[operand] / size, 1)  # Of what is broadcast no more than it has.
             needed[operand] += more
     return parts
+
+
+def _left_in_place(name: str, computations: dict[str, list[str]]) -> int:
+    """Of a fused computation's results the bytes that it does not write; see `UPDATE`."""
+    found = _instructions(name, computations)
+    sizes = {result: array_bytes(shape) for _, (result, shape, _, _) in found}
+    updates = _updated_in_place(found)
+    return sum(sizes[result] - sizes.get(update, 0) for result, update in updates.items())
+
+
+def _updated_in_place(found: list[tuple[str, tuple[str, ...]]]) -> dict[str, str]:
+    """The results of a fused computation that are `UPDATE`s, and what each writes."""
+    by_name = {result: (operation, _operands(rest)) for _, (result, _, operation, rest) in found}
+    roots = [groups[0] for line, groups in found if line.lstrip().startswith("ROOT ")]
+    updates = {}
+    while roots:
+        root = roots.pop()
+        operation, operands = by_name.get(root, ("", []))
+        if operation in ("tuple", "bitcast"):
+            roots += operands
+        elif operation == UPDATE:
+            updates[root] = operands[1]
+    return updates
+
+
+def _instructions(
+    name: str, computations: dict[str, list[str]]
+) -> list[tuple[str, tuple[str, ...]]]:
+    """The lines of a computation that are instructions, and what each line has."""
+    lines = computations.get(name, ())
+    return [(line, match.groups()) for line in lines if (match := _INSTRUCTION.match(line))]
 
 
 def _operands(rest: str) -> list[str]:

@@ -84,6 +84,49 @@ def test_of_an_operand_the_slices_count_that_are_read():
     assert read_traffic(whole).bytes - read_traffic(SLICES).bytes == 99 * row
 
 
+UPDATED = """
+%fused (p0: f32[100,64], p1: f32[1,64], i: s32[]) -> (f32[100,64], f32[1,64]) {
+  %p0 = f32[100,64]{1,0} parameter(0)
+  %p1 = f32[1,64]{1,0} parameter(1)
+  %i = s32[] parameter(2)
+  %zero = s32[] constant(0)
+  %n = f32[1,64]{1,0} negate(%p1)
+  %u = f32[100,64]{1,0} dynamic-update-slice(%p0, %n, %i, %zero)
+  ROOT %t = (f32[100,64]{1,0}, f32[1,64]{1,0}) tuple(%u, %n)
+}
+
+ENTRY %main (x: f32[100,64], y: f32[1,64], i: s32[]) -> (f32[100,64], f32[1,64]) {
+  %x = f32[100,64]{1,0} parameter(0)
+  %y = f32[1,64]{1,0} parameter(1)
+  %i = s32[] parameter(2)
+  ROOT %f = (f32[100,64]{1,0}, f32[1,64]{1,0}) fusion(%x, %y, %i), kind=kLoop, calls=%fused
+}
+"""
+
+
+def test_of_an_array_that_is_updated_in_place_the_slice_counts():
+    row, index = 64 * 4, 4
+    assert read_traffic(UPDATED) == Traffic(bytes=row + index + 2 * row, kernels=1)
+    copied = UPDATED.replace(
+        "%u = f32[100,64]{1,0} dynamic-update-slice(%p0, %n, %i, %zero)",
+        "%d = f32[100,64]{1,0} dynamic-update-slice(%p0, %n, %i, %zero)\n"
+        "  %u = f32[100,64]{1,0} exponential(%d)",
+    )
+    assert read_traffic(copied).bytes > 2 * 100 * row  # All of it is read, and written anew.
+
+
+def test_an_update_without_a_fusion_reads_and_writes_its_slice():
+    text = """
+ENTRY %main (x: f32[100,64], y: f32[1,64], i: s32[]) -> f32[100,64] {
+  %x = f32[100,64]{1,0} parameter(0)
+  %y = f32[1,64]{1,0} parameter(1)
+  %i = s32[] parameter(2)
+  ROOT %u = f32[100,64]{1,0} dynamic-update-slice(%x, %y, %i, %i)
+}
+"""
+    assert read_traffic(text) == Traffic(bytes=2 * 64 * 4, kernels=1)
+
+
 def test_a_loop_counts_times_its_trips():
     text = LOOP.replace("TRIPS", 'backend_config={"known_trip_count":{"n":"100"}}')
     assert read_traffic(text) == Traffic(bytes=100 * 2 * 64 * 4, kernels=100)
