@@ -132,6 +132,7 @@ def test_rotated_boxes_are_stacked_behind_a_barrier_on_a_gpu():
     assert "stablehlo.optimization_barrier" in lowered(both, "cuda", boxes, boxes)
 
 
+@pytest.mark.one_in(2)
 def test_explicitly_sharded_boxes_take_each_form(as_if_on):
     mesh = jax.make_mesh((8,), ("rows",), axis_types=(AxisType.Explicit,))
     with jax.set_mesh(mesh):

@@ -123,7 +123,7 @@ def test_gradients_of_half_floats_are_summed_in_float32():
     np.testing.assert_array_equal(gradient, np.array([[2000, 0], [0, 0]], jnp.bfloat16))
 
 
-@pytest.mark.one_in(6)
+@pytest.mark.long
 @pytest.mark.parametrize("cells", [1, 2])
 @pytest.mark.parametrize("size", [(5, 8), (1, 4), (1, 1)])
 def test_what_a_tpu_computes_is_the_same(cells, size):
@@ -260,6 +260,7 @@ def test_how_many_are_chosen(ratio, chosen):
     np.testing.assert_array_equal(known, np.arange(40) < np.full((2, 1), chosen))
 
 
+@pytest.mark.long
 def test_half_floats_float64_and_no_gradient(x64):
     for dtype in (jnp.bfloat16, np.float64):
         logits = jnp.asarray(random_maps(2, 6, 7)).astype(dtype)

@@ -256,6 +256,7 @@ def test_shard_map_merges_by_axis_name(loss, row):
     close(actual, two_steps(loss.update, *arguments))
 
 
+@pytest.mark.long
 @every_state
 def test_vmap_merges_by_axis_name(loss, row):
     batch = uneven(row)

@@ -70,7 +70,7 @@ NO_BOXES = np.zeros((0, 4), np.float32), np.zeros(0, np.int32)
 PADDING = np.full((3, 4), np.nan, np.float32), np.full(3, -1, np.int32)
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.long
 @pytest.mark.parametrize("nothing", [NO_BOXES, PADDING], ids=["no rows", "padding alone"])
 def test_no_box_at_all(nothing, form):
     for found in assign_all(*nothing):
@@ -99,7 +99,7 @@ def test_the_matrix_of_all_ious_is_never_made(assign):
     assert needed < matrix / 4
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.long
 @pytest.mark.parametrize("assign", [max_iou_assign, atss_assign])
 def test_the_ground_truth_may_vary_over_devices_while_the_priors_do_not(assign, form):
     """Inside `shard_map` a loop's state has to vary from its start on; see `unassigned`."""

@@ -192,6 +192,7 @@ def test_each_device_matches_its_own_images(check_vma):
     np.testing.assert_array_equal(jax.jit(mapped)(costs, mask), hungarian(costs, mask))
 
 
+@pytest.mark.long
 def test_matrices_may_be_spread_over_an_explicit_mesh():
     costs, mask = random_batch(6, 6, "normal")
     costs, mask = costs[:4].astype(np.float32), mask[:4]

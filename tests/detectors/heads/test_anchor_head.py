@@ -32,6 +32,7 @@ def middle_in_both():
     return boxes, labels
 
 
+@pytest.mark.long
 @of_heads("VFNetHead")  # Its class loss takes dropped anchors for background, as in mmdet.
 def test_no_anchor_inside_the_image(name):
     """mmdet raises; here nothing is learnt and nothing is NaN."""

@@ -146,6 +146,7 @@ def test_a_centre_in_no_cell_has_no_positive():
     assert not candidates.weights.any()
 
 
+@pytest.mark.long
 def test_an_image_without_boxes_learns_heatmaps_of_0():
     """So its class loss is that of negatives whose weight is 1; mmdet's weigh (1 - C)^4."""
     head = ROW.head()
@@ -209,6 +210,7 @@ def test_soft_weights():
         np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+@pytest.mark.long
 def test_value_and_gradient_need_two_arrays_of_the_scores_size():
     """Two arrays of the scores' size. A third where positives are picked from one axis."""
     head = ROW.head(num_classes=80)

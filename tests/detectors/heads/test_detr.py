@@ -48,7 +48,7 @@ def compiled_with_matching(head):
     return jax.jit(run)
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.long
 @every_head
 def test_as_many_queries_learn_as_there_are_boxes(name):
     head = head_of(name)
@@ -59,7 +59,7 @@ def test_as_many_queries_learn_as_there_are_boxes(name):
         assert (losses["loss_bbox"] > 0) == (losses["loss_iou"] > 0) == (sum(counts) > 0)
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.long
 @every_head
 def test_layers_are_independent_and_the_matching_is_detached(name):
     """Each layer's losses are those of a decoder of that layer alone, and of its own matching."""
@@ -139,7 +139,7 @@ def test_the_divisors():
 
 
 @pytest.mark.one_in(4)
-@pytest.mark.one_in(4)
+@pytest.mark.long
 @pytest.mark.parametrize(
     "loss_cls",
     [

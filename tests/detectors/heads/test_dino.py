@@ -102,7 +102,7 @@ def on_one_device(name):
     return jax.device_get(jax.jit(value_and_gradient(head_of(name)))(*batch(name)))
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.long
 @every_head
 def test_names_and_padding(name, x64):
     (_, losses), gradient = on_one_device(name)

@@ -129,6 +129,7 @@ def test_small_levels_are_one():
     np.testing.assert_array_equal(logits[2], np.concatenate(small, axis=2))
 
 
+@pytest.mark.long
 def test_small_levels_over_an_explicit_mesh():
     """Both the assigner and the losses of the sides join them; a reshape could not be followed."""
     head = build_head(**configs.GFL_HEAD)

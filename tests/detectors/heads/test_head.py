@@ -161,7 +161,7 @@ def test_labels_of_every_width(name, dtype):
     assert (found.labels == labels[0, 0]).any()
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.long
 @pytest.mark.parametrize("num_classes", [256, 300])
 @pytest.mark.parametrize("name", few(["DeformableDETRHead", "RetinaHead"], ["RetinaHead"]))
 def test_the_last_class_of_uint8(name, num_classes):

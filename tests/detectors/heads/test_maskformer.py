@@ -290,6 +290,7 @@ def test_a_key_is_missing():
         head.loss(outputs, *truth, points=points._replace(rest=None))
 
 
+@pytest.mark.long
 def test_memory_is_linear_in_the_points():
     """(B, Q, G, H · W) would be 42 MB, a float copy of the ground truth 4 MB.
 
@@ -302,6 +303,7 @@ def test_memory_is_linear_in_the_points():
     assert temporary_bytes(lambda *x: step(head, *x, {"key": KEY}), outputs, *truth) < 2.4e6
 
 
+@pytest.mark.long
 def test_enlarged_masks_are_computed_in_chunks():
     """All 32 at 256 x 256 would be 8 MB each time; kept for the gradient several times that."""
     head = head_of("MaskFormerHead")

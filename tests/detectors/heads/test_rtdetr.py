@@ -102,6 +102,7 @@ def test_no_denoising_queries():
     assert gradient.dn_cls_scores.shape == (2, 2, 0, CLASSES)
 
 
+@pytest.mark.long
 def test_sums_are_divided_by_the_number_of_boxes_exactly(x64):
     head = head_of()
     outputs, *truth = batch_for(head, (3, 1), dtype=np.float64)

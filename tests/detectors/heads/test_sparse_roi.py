@@ -43,7 +43,7 @@ def batch_with_masks(dtype=np.float32, counts=(3, 1), channels=CLASSES):
     return outputs._replace(mask_preds=preds), *truth, masks.astype(np.uint8)
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.long
 @pytest.mark.parametrize("agnostic", [False, True])
 def test_masks_by_their_formula(agnostic, x64):
     """Of mmdet's source: the class's mask in the predicted box, dice, over the matched queries."""

@@ -22,6 +22,7 @@ def head():
     return build_head(ROWS["TOODHead"].config, {**train_cfg, "initial_epoch": 2})
 
 
+@pytest.mark.long
 def test_one_compilation_for_all_epochs(head):
     batch = batch_for(head)
     loss = jax.jit(head.loss)

@@ -209,6 +209,7 @@ def test_several_boxes_at_one_prior():
     chex.assert_trees_all_close(head.loss(outputs, boxes, labels), turned, rtol=1e-6)
 
 
+@pytest.mark.long
 def test_one_class():
     head = ROW.head(num_classes=1)
     outputs, boxes, labels, shapes = batch_for(head)

@@ -138,6 +138,7 @@ def test_the_largest_of_equal_values_are_the_first():
     assert np.flatnonzero(pick_largest(values, jnp.asarray(7), 7)).tolist() == expected[-1]
 
 
+@pytest.mark.long
 def test_configs_of_the_model_zoo_build():
     limits = {"num": 512, "pos_fraction": 0.25, "neg_pos_ub": -1, "add_gt_as_proposals": True}
     balanced = {

@@ -34,6 +34,7 @@ def test_detr_starts_from_the_best_proposals_and_corrects_them_layer_by_layer():
         np.testing.assert_allclose(boxes[..., 3], height / 2**layer, rtol=1e-5)
 
 
+@pytest.mark.long
 def test_detr_attention_depends_on_relative_places_only():
     """Moving boxes and places together changes nothing; places far from a box have no weight."""
     attention = detr.Attention(16, rngs=nnx.Rngs(0))

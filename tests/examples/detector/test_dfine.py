@@ -74,6 +74,7 @@ def test_dfine_starts_from_the_best_proposals(transformer, features):
     assert (np.diff(best, axis=1) <= 0).all()
 
 
+@pytest.mark.long
 def test_dfine_layers_add_their_corrections_of_the_distributions(transformer, features):
     """With equal corrections the distributions of layer n are n times those of the first."""
     graph, state = nnx.split(transformer)
@@ -89,6 +90,7 @@ def test_dfine_layers_add_their_corrections_of_the_distributions(transformer, fe
     assert (abs(outputs.bbox_preds[0] - outputs.bbox_preds[1]).max(-1) > 1e-4).all()
 
 
+@pytest.mark.long
 def test_dfine_denoising_queries_stand_in_front(transformer, features, queries):
     """Those of a box start near it, and learn it; those of padding learn nothing or background."""
     outputs = jax.device_get(apply(transformer, features, queries))

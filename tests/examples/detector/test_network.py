@@ -30,6 +30,7 @@ def test_fcos_distances_are_positive_in_pixels_or_strides():
     assert units == [(4, 8), (1, 1)]
 
 
+@pytest.mark.long
 def test_detr_outputs_follow_the_image():
     """A set after each of 3 layers and a proposal of each cell; more queries in larger images."""
     head = heads.make_heads(read_model("detr", {}), 3, [4, 8])["bbox_head"]

@@ -25,6 +25,7 @@ def test_a_region_is_aligned_on_the_level_of_its_size():
     np.testing.assert_allclose(aligned[0, :4].mean(axis=(1, 2, 3)), [1, 1, 2, 2], rtol=1e-6)
 
 
+@pytest.mark.long
 def test_a_cell_becomes_four_pixels_of_the_mask():
     roi = heads.make_heads(read_model("mask_rcnn", {}), 3, [8])["roi_head"]
     branch = two_stages.MaskBranch(16, roi, rngs=nnx.Rngs(0))

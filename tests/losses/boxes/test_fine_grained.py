@@ -12,6 +12,7 @@ from losses.boxes.pairs import close
 RNG = np.random.default_rng(0)
 
 
+@pytest.mark.long
 def test_fine_grained_localization_of_equal_bins_is_distribution_focal():
     pred = RNG.normal(size=(5, 9)).astype(np.float32)
     target = np.array([0, 0.25, 7.5, 8, -1], np.float32)

@@ -32,6 +32,7 @@ def test_false_alarms_and_misses_have_weights_of_their_own():
     close(v.tversky_loss(right, half, smooth=0.0), 0)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("smooth", [0.0, 1.0])
 def test_no_ignored_pixel_is_read(smooth):
     labels = np.where(REGIONS == 3, 255, np.where(REGIONS == 4, -1, REGIONS))
