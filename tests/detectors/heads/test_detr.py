@@ -138,7 +138,6 @@ def test_the_divisors():
         np.testing.assert_allclose(losses["loss_cls"], expected * divisor / 4, rtol=1e-6)
 
 
-@pytest.mark.one_in(4)
 @pytest.mark.long
 @pytest.mark.parametrize(
     "loss_cls",
