@@ -119,7 +119,7 @@ def distances_of_maps(
     if rest := bbox_preds[small]:
         # Keep the small levels together, as a map of one row, which copies 6 % of the logits. One
         # by one they are 10 kernels more on an H200 (jax 0.12.0.1).
-        rows = [x.reshape(len(x), math.prod(x.shape[1:-1]), 4 * bins) for x in rest]
+        rows = [x.reshape(x.shape[0], math.prod(x.shape[1:-1]), 4 * bins) for x in rest]
         maps.append(jnp.concatenate(rows, axis=1)[:, None])
     logits, distances = [], []
     for x in maps:
@@ -135,7 +135,7 @@ def distances_of_maps(
         # Keep the axes that the loss of the sides gets. With others XLA:CPU computes the
         # exponentials of the two apart, and the losses take 1.7 times as long (jax 0.10.2).
         mean = integral(sides)
-        distances.append(mean.reshape(len(x), math.prod(x.shape[1:-1]), 4))
+        distances.append(mean.reshape(x.shape[0], math.prod(x.shape[1:-1]), 4))
     return logits, jnp.concatenate(distances, axis=1)
 
 
