@@ -52,9 +52,15 @@ def test_losses(name, row):
     close(exported(function, *arguments)(*part), function(*part))
 
 
-@pytest.mark.parametrize("name", few(HEADS, ["FCOSHead"]))
-def test_heads(name):
-    head = HEADS[name].head()
+HEADS_AS_THEY_ARE = [pytest.param(name, {}, id=name) for name in HEADS]
+PLAIN_DISTANCES = pytest.param("YOLOHead", {"reg_max": 1}, id="YOLOHead-distances")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"), few([*HEADS_AS_THEY_ARE, PLAIN_DISTANCES], ["FCOSHead"])
+)
+def test_heads(name, changes):
+    head = HEADS[name].head(**changes)
     images = (outputs_for(head), *boxes_for((2, 0), 3))
     function = jax.value_and_grad(lambda *arguments: total(head.loss(*arguments)))
     call = exported(function, *images)

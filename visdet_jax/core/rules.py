@@ -136,5 +136,5 @@ def _mask_of_shape(mask: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         return mask.reshape(shape)
     rows = mask.reshape(*mask.shape[: len(shape)], -1).any(-1)
     if any(m not in (1, n) for m, n in zip(rows.shape, shape, strict=False)):
-        rows = mask.reshape(len(mask), -1).any(-1)  # A mask of pixels against (N, C, H, W).
+        rows = mask.reshape(mask.shape[0], -1).any(-1)  # A mask of pixels against (N, C, H, W).
     return rows.reshape(rows.shape + (1,) * (len(shape) - rows.ndim))

@@ -17,7 +17,9 @@ def flatten_entries(pred: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.
     shapes = f"got {pred.shape} and {target.shape}"
     if pred.ndim < 2 or target.ndim < 2:
         raise ValueError(f"pred and target must have shapes (Q, ...) and (G, ...), {shapes}")
-    pred, target = (x.astype(dtype).reshape(len(x), math.prod(x.shape[1:])) for x in (pred, target))
+    pred, target = (
+        x.astype(dtype).reshape(x.shape[0], math.prod(x.shape[1:])) for x in (pred, target)
+    )
     if pred.shape[1] != target.shape[1]:
         raise ValueError(f"pred and target must have the same size, {shapes}")
     return pred, target

@@ -91,7 +91,7 @@ class BBoxHead(Head):
         """The part of the sampled regions whose class is right, in percent, by name."""
         labels = samples.targets.labels.reshape(-1)
         sampled = (samples.targets.gt_inds >= 0).reshape(-1)
-        logits = outputs.cls_scores.reshape(len(labels), -1)
+        logits = outputs.cls_scores.reshape(labels.shape[0], -1)
         if getattr(self.loss_cls, "custom_accuracy", False):
             return self.loss_cls.get_accuracy(logits, labels, sampled)  # type: ignore[attr-defined]
         return {"acc": masked_accuracy(logits, labels, sampled)}

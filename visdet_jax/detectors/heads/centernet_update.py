@@ -280,7 +280,7 @@ class CenterNetUpdateHead(DenseHead):
             priors.append((places + int(starts[i]))[None])
             learnt.append(distances[None])
         loss = jnp.concatenate(losses)
-        by_box = jnp.sort(jnp.moveaxis(loss, 1, 0).reshape(len(exists), -1), axis=1)
+        by_box = jnp.sort(jnp.moveaxis(loss, 1, 0).reshape(exists.shape[0], -1), axis=1)
         limit = jnp.broadcast_to(as_dtype(dtype, self.more_pos_thresh), exists.shape)
         if self.more_pos_topk <= by_box.shape[1]:
             limit = jnp.minimum(limit, by_box[:, self.more_pos_topk - 1])

@@ -76,7 +76,7 @@ class YOLOHead(TaskAlignedPointHead):
 
     def sides(self, bbox_preds: Sequence[jax.Array]) -> tuple[list[jax.Array], jax.Array]:
         if self.reg_max == 1:
-            rows = [x.reshape(len(x), math.prod(x.shape[1:-1]), 4) for x in bbox_preds]
+            rows = [x.reshape(x.shape[0], math.prod(x.shape[1:-1]), 4) for x in bbox_preds]
             return [], jnp.concatenate(rows, axis=1)
         return super().sides(bbox_preds)
 
