@@ -191,7 +191,7 @@ def test_equal_objects_share_one_trace(name, row):
         assert len(traces) == 1
 
 
-@pytest.mark.one_in(8)
+@pytest.mark.one_in(16)
 @every_call
 def test_jit_equals_eager(name, row):
     inputs = inputs_of(row)
@@ -210,7 +210,7 @@ def test_vmap_equals_the_loop(name, row):
     close(jax.vmap(call)(batch), expected)
 
 
-@pytest.mark.one_in(8)
+@pytest.mark.one_in(12)
 @every_call
 def test_images_may_be_spread_over_devices(name, row):
     images = [inputs_of(row, seed) for seed in range(4)]

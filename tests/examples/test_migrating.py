@@ -66,7 +66,7 @@ def test_the_last_epoch_is_by_the_weights():
         np.testing.assert_allclose(float(value), 0.1 * many + 0.9 * one, rtol=1e-5, atol=5.1e-5)
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @pytest.mark.example
 @pytest.mark.parametrize("number", range(len(SNIPPETS)))
 def test_the_snippets_print_what_is_shown(number):

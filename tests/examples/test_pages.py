@@ -52,7 +52,7 @@ def parameter(snippet):
     return pytest.param(snippet, id=f"{snippet.path}:{snippet.line}", marks=marks)
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @pytest.mark.example
 @pytest.mark.parametrize("snippet", [parameter(snippet) for snippet in SNIPPETS])
 def test_each_snippet_runs_alone(snippet, registries_restored):

@@ -146,6 +146,7 @@ def test_a_finished_folder_is_not_overwritten(all_runs, argv):
         train_detector.main([*argv, *DIGITS, "--out", str(folder)])
 
 
+@pytest.mark.long
 def test_a_quick_run_with_two_stages(tmp_path, monkeypatch):
     """Whole: sampled by key, compiled once, evaluated, drawn."""
     monkeypatch.setattr(digits, "VALIDATION_SCENES", 2)

@@ -7,7 +7,7 @@ import pytest
 
 from golden.read_golden import read
 
-EVERY = 40  # Without `--all` one case in so many is replayed, and of few files in float32.
+EVERY = 80  # Without `--all` one case in so many is replayed, and of few files in float32.
 
 
 def files_and_precisions(files, few):

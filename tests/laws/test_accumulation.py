@@ -59,6 +59,7 @@ def test_rematerialised_heads_are_the_same(name):
     close(remade, jax.value_and_grad(value)(outputs))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", few(HEADS, ["FCOSHead"]))
 def test_a_head_after_a_network_in_micro_batches(name):
     """A head divides by its batch's counts, so it takes the outputs of all micro-batches."""

@@ -126,7 +126,7 @@ class Call:
         return jax.eval_shape(compiled, *arguments)[:2]
 
 
-@pytest.mark.one_in(8)
+@pytest.mark.one_in(16)
 @every_class
 def test_jit_equals_eager_and_vmap_the_loop(name, row):
     # Of the shapes of the other laws, with which they share the programs of single operations.
@@ -213,7 +213,7 @@ def test_a_row_of_weight_0_is_not_read(name, row):
     assert np.isfinite(weight_gradient).all()
 
 
-@pytest.mark.one_in(8)
+@pytest.mark.one_in(16)
 @every_loss
 def test_the_mean_of_nothing_is_0(name, row):
     call = Call(name, row)

@@ -8,6 +8,7 @@ from head_cases import ROWS, batch_for, compiled
 ROW = ROWS["ATSSHead"]
 
 
+@pytest.mark.long
 def test_centerness_weights_the_box_loss():
     head = ROW.head()
     outputs, *truth = batch_for(head)

@@ -7,8 +7,8 @@ from cases import few
 from golden.replay_queries import CASES, DIFFERENT, KINDS, Case, replay
 
 EVERY = [name for names in CASES.values() for name in names]
-# Without `--all`: one with all parts of the outputs.
-SHORT = ("dfine_conflict",)
+# Without `--all`.
+SHORT = ("rtdetr_share",)
 
 
 def test_all_files_are_here():

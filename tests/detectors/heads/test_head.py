@@ -261,7 +261,7 @@ def test_the_shapes_of_targets_and_detections(name):
 # Image shapes as lists.
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.long
 @every_head
 def test_lists_and_tuples_of_numbers(name):
     head = EVERY_ROW[name].head()

@@ -50,6 +50,7 @@ def test_use_l1_that_is_off_leaves_no_gradient():
     chex.assert_trees_all_close(without, expected, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.long
 def test_losses_of_the_positives():
     """Classes learn the IoU; the raw loss is of what the network gives; n divides every sum."""
     head = ROW.head()
