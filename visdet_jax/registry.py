@@ -28,6 +28,12 @@ _HINTS = {
 }
 
 
+# Where else a key that is missing may stand.
+_ELSEWHERE = {
+    "assigner": ", or in its train_cfg: build_head(config, train_cfg=dict(assigner=...))",
+}
+
+
 class UnknownName(KeyError, ValueError):
     """No class of that name: a KeyError for whoever looks it up, a ValueError for a config."""
 
@@ -152,7 +158,10 @@ class Registry(Mapping[str, type]):
         for field in dataclasses.fields(cls):
             required = (field.default, field.default_factory) == (dataclasses.MISSING,) * 2
             if required and field.name not in settings:
-                raise ValueError(f"{cls.__name__} needs a key {field.name!r} in its config")
+                elsewhere = _ELSEWHERE.get(field.name, "")
+                raise ValueError(
+                    f"{cls.__name__} needs a key {field.name!r} in its config{elsewhere}"
+                )
         return cls(
             **{
                 key: self._value(f"{cls.__name__}: {key}", value, types[key])

@@ -41,6 +41,10 @@ def test_a_nan_stays_in_its_column():
     np.testing.assert_array_equal(np.stack(split, -1), [[1, np.nan, 3, 4]])
 
 
+def joined_by_selects(parts):
+    return _pairs._join_by_selects(*parts)
+
+
 @pytest.fixture(params=["tpu", "gpu"])
 def as_if_on(request, monkeypatch):
     """A function after whose call this CPU computes with the form of a TPU or of a GPU."""
@@ -50,9 +54,8 @@ def as_if_on(request, monkeypatch):
         if request.param == "gpu":
             monkeypatch.setattr(closed_form, "_by_platform", lambda formula, on_gpu: on_gpu)
         else:
-            by_selects = lambda parts: _pairs._join_by_selects(*parts)  # noqa: E731
             monkeypatch.setattr(box_loss, "split_columns", _pairs._split_by_sums)
-            monkeypatch.setattr(box_loss, "join_columns", by_selects)
+            monkeypatch.setattr(box_loss, "join_columns", joined_by_selects)
 
     yield take_its_form
     jax.clear_caches()

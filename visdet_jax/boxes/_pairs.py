@@ -123,12 +123,8 @@ def _split_by_sums(boxes: jax.Array) -> Columns:
 
 
 def _join_by_selects(*parts: jax.Array) -> jax.Array:
-    column = _column_numbers(parts[0].ndim + 1, len(parts))
-    wide = [jnp.broadcast_to(part[..., None], (*part.shape, len(parts))) for part in parts]
-    joined = wide[-1]
-    for i, part in enumerate(wide[:-1]):
-        joined = jnp.where(column == i, part, joined)
-    return joined
+    shape = (*parts[0].shape, len(parts))
+    return one_of_each_lane(tuple(jnp.broadcast_to(part[..., None], shape) for part in parts))
 
 
 def _join_by_stack(*parts: jax.Array) -> jax.Array:

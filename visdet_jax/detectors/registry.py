@@ -1,6 +1,5 @@
 """From configs to heads, and to what their configs nest: priors, coders, assigners."""
 
-import dataclasses
 from typing import Any
 
 from visdet_jax.core.fields import field_types
@@ -133,18 +132,7 @@ def build_head(bbox_head: Any, train_cfg: Any = None, test_cfg: Any = None) -> A
         return HEADS.build(from_mmdet(settings, training))
     if training is not None and "assigner" in field_types(cls):
         settings = with_training(settings, training)
-    elif "assigner" not in settings and _needs_assigner(cls):
-        raise ValueError(
-            f"{cls.__name__} needs a key 'assigner' in its config, or in its train_cfg: "
-            "build_head(config, train_cfg=dict(assigner=...))"
-        )
     return HEADS.build(settings)
-
-
-def _needs_assigner(cls: type) -> bool:
-    """Whether a head has an assigner, and none by default."""
-    field = vars(cls)["__dataclass_fields__"].get("assigner")
-    return field is not None and field.default is dataclasses.MISSING
 
 
 def with_training(settings: dict[str, Any], train_cfg: Any) -> dict[str, Any]:

@@ -281,7 +281,7 @@ def ignored_by_hand(head, images):
     return [x.reshape(len(images), *size, 2) for x, size in zip(parts, SIZES, strict=True)]
 
 
-# The random boxes reach beyond their images.
+# Many of the random boxes reach beyond their images, of which `checked` warns.
 @pytest.mark.filterwarnings("ignore:YOLOv5Head. more than a quarter of gt_boxes")
 @pytest.mark.long
 def test_regions_to_ignore(x64):

@@ -270,9 +270,8 @@ class DenseHead(Head):
 
     def image_shape(self, outputs: HeadOutputs) -> tuple[int, int]:
         """The (height, width) that the finest map with cells covers, in pixels."""
-        for (height, width), stride in zip(_sizes(outputs), self.strides, strict=True):
-            if height * width:
-                return height * stride, width * stride
+        for stride, (height, width) in self._filled(outputs):
+            return height * stride, width * stride
         return 0, 0
 
     def expects(self, *args: Any, **options: Any) -> list[Expected]:
@@ -280,8 +279,7 @@ class DenseHead(Head):
         given = inspect.signature(self.loss).bind(*args, **options).arguments
         shapes, (height, width) = given.get("image_shapes"), self.image_shape(given["outputs"])
         # A network may leave out the last pixels, which do not fill a cell.
-        sizes = zip(self.strides, _sizes(given["outputs"]), strict=True)
-        slack = min((stride for stride, size in sizes if all(size)), default=0)
+        slack = min((stride for stride, _ in self._filled(given["outputs"])), default=0)
         fits = Rule(
             lambda x: (x[..., 0] > height + slack) | (x[..., 1] > width + slack),
             f"must be (height, width) within {height} x {width} pixels, which the maps cover: are "
@@ -397,16 +395,18 @@ class DenseHead(Head):
                         f"{count} x {size}, the priors of a cell and the channels of a prior"
                         f"{as_others}; got {x.shape}" + (": channels go last" if torchs else "")
                     )
-        sizes = _sizes(outputs)
-        filled = sorted(
-            (stride, size) for stride, size in zip(self.strides, sizes, strict=True) if all(size)
-        )
-        for (fine, larger), (coarse, smaller) in itertools.pairwise(filled):
+        by_stride = sorted(self._filled(outputs))
+        for (fine, larger), (coarse, smaller) in itertools.pairwise(by_stride):
             if fine < coarse and np.less(larger, smaller).any():
                 raise ValueError(
-                    f"maps must not be larger at a larger stride: got (H, W) {sizes} for the "
-                    f"strides {self.strides}"
+                    f"maps must not be larger at a larger stride: got (H, W) {_sizes(outputs)} for "
+                    f"the strides {self.strides}"
                 )
+
+    def _filled(self, outputs: HeadOutputs) -> list[tuple[int, tuple[int, int]]]:
+        """The stride and the (height, width) of each level that has cells."""
+        levels = zip(self.strides, _sizes(outputs), strict=True)
+        return [(stride, size) for stride, size in levels if all(size)]
 
     def _grid(self, outputs: HeadOutputs) -> Grid:
         """The priors of the outputs, in the type that boxes are computed in.
