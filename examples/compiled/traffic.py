@@ -119,13 +119,13 @@ def _traffic(name: str, computations: dict[str, list[str]]) -> Traffic:
         elif operation == UPDATE:
             total += Traffic(2 * min(sizes.get(_operands(rest)[1], 0), sizes[result]), 1)
         else:
+            written = array_bytes(_started(shape) if operation.endswith("-start") else shape)
             fused = _called("calls", rest)
-            moved = max(sizes[result] - _left_in_place(fused, computations), 0)
-            if not operation.endswith("-start"):  # The result of such a one has the operands in it.
-                parts = _parts_read(fused, computations)
-                for i, operand in enumerate(_operands(rest)):
-                    read = round(sizes.get(operand, 0) * parts.get(i, 1))
-                    moved += min(read, sizes[result]) if i == 0 and operation in PICKING else read
+            moved = max(written - _left_in_place(fused, computations), 0)
+            parts = _parts_read(fused, computations)
+            for i, operand in enumerate(_operands(rest)):
+                read = round(sizes.get(operand, 0) * parts.get(i, 1))
+                moved += min(read, written) if i == 0 and operation in PICKING else read
             total += Traffic(moved, 1)
     return total
 
@@ -201,6 +201,17 @@ def _elements(shape: str) -> int:
     return sum(
         math.prod(int(n) for n in sizes.split(",") if n) for _, sizes, _ in _ARRAY.findall(shape)
     )
+
+
+def _started(shape: str) -> str:
+    """What a kernel that runs beside others gives: its own type is ((operands), result, context)."""
+    depth, commas = 0, [0]
+    for i, character in enumerate(shape):
+        depth += (character in "({[") - (character in ")}]")
+        if character == "," and depth == 1:
+            commas.append(i)
+    has_operands = shape.startswith("((") and len(commas) > 1
+    return shape[commas[1] + 1 : [*commas, len(shape)][2]] if has_operands else shape
 
 
 def _prefetched(shape: str) -> int:

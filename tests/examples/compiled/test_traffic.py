@@ -165,6 +165,17 @@ ENTRY %main (x: f32[8,16]) -> f32[2,16] {
     assert read_traffic(copied) == Traffic(bytes=2 * whole + whole + piece, kernels=2)
 
 
+def test_a_kernel_that_runs_beside_others_counts_as_if_it_ran_alone():
+    kind = "(f32[1,64]{1,0}, f32[1,64]{1,0})"
+    operands = "(f32[100,64]{1,0}, f32[64]{0}, f32[100,64]{1,0}, s32[])"
+    beside = SLICES.replace(
+        f"ROOT %f = {kind} fusion(",
+        f"%start = ({operands}, {kind}, u32[]) fusion-start(",
+    ).replace("calls=%fused\n", f"calls=%fused\n  ROOT %done = {kind} fusion-done(%start)\n")
+    assert "fusion-done" in beside
+    assert read_traffic(beside) == read_traffic(SLICES)
+
+
 def test_of_a_conditional_the_dearest_branch_counts():
     text = """
 %small (p: f32[4]) -> f32[4] {
