@@ -45,11 +45,12 @@ def checked(loss: Any) -> "Checked":
     - weights are finite and not negative, avg_factor is finite and above 0;
     - outputs of a network are finite, boxes of a DETR in [0, 1]; the maps of the finest level, at
       its stride, cover the images; ground truth boxes are finite, not inverted and not outside the
-      image; labels are below num_classes (negative ones mark padding); some image has a box.
+      image; labels are below num_classes (negative ones mark padding).
 
     It warns where all logits are in [0, 1] and not all 0, which look like probabilities; where all
-    coordinates of boxes in pixels are, which look like fractions of the image; and where more than
-    a quarter of the boxes reach beyond their image by a tenth of it, as with x and y exchanged.
+    coordinates of boxes in pixels are, which look like fractions of the image; where more than a
+    quarter of the boxes reach beyond their image by a tenth of it, as with x and y exchanged; and
+    where no image of a head's batch has ground truth.
 
     Returns: a `Checked`, with the methods of what it wraps.
     Raises: TypeError for what is neither a loss nor a head. At the call ValueError

@@ -57,6 +57,13 @@ BOXES = Rule(
     of_boxes=True,
     doubt="all of {name} is in [0, 1]: are these fractions of the image? Boxes must be in pixels",
 )
+# Of the number of boxes or masks of a batch. None at all may be right, for a small batch.
+GROUND_TRUTH_COUNT = Rule(
+    lambda x: jnp.zeros(x.shape, bool),
+    "may be any",
+    doubt="every image is without ground truth: negative gt_labels mean padding",
+    doubtful=lambda count, _: count == 0,
+)
 ROTATED_BOXES = Rule(
     lambda x: ~(jnp.isfinite(x).all(-1) & (x[..., 2] >= 0) & (x[..., 3] >= 0)),
     "must be finite, with w ≥ 0 and h ≥ 0",

@@ -18,7 +18,7 @@ from visdet_jax.core.dtypes import as_dtype
 from visdet_jax.core.frozen import FrozenModule
 from visdet_jax.core.hyperparameters import Count, Number
 from visdet_jax.core.jitted import errors_named
-from visdet_jax.core.rules import BOXES, FINITE, LOGITS, Expected, Rule
+from visdet_jax.core.rules import BOXES, FINITE, GROUND_TRUTH_COUNT, LOGITS, Expected, Rule
 from visdet_jax.detectors.assigners.assigner import EPS, without_padding
 from visdet_jax.detectors.structures import Detections, HeadTargets, Losses, States
 from visdet_jax.losses.boxes.box_loss import BoxLoss
@@ -218,7 +218,6 @@ class BaseHead(WithLosses):
         count = reduce_sum(exists.sum(), given["axis_name"])
         last = self.last_label
         labels = Rule(lambda x: x > last, f"must be from 0 to {last}, or negative for padding")
-        no_box = Rule(lambda x: x == 0, "every image is without ground truth")
         leaves = {
             jax.tree_util.keystr(path).removeprefix("."): x
             for path, x in jax.tree.leaves_with_path(outputs)
@@ -230,7 +229,7 @@ class BaseHead(WithLosses):
                 Expected(name, x, LOGITS if name == logits else FINITE)
                 for name, x in leaves.items()
             ),
-            Expected("number of boxes", count, no_box),
+            Expected("number of boxes", count, GROUND_TRUTH_COUNT),
             Expected("gt_labels", gt_labels, labels),
             Expected("gt_boxes", gt_boxes, BOXES, exists),
             Expected("gt_boxes", gt_boxes, _inside(image_shapes, gt_boxes.dtype), exists),

@@ -14,7 +14,7 @@ from visdet_jax.core.devices import reduce_sum, sharded_as
 from visdet_jax.core.dtypes import compute_dtype
 from visdet_jax.core.hyperparameters import Count, Range
 from visdet_jax.core.one_hot import is_at
-from visdet_jax.core.rules import FINITE, UNIT, Expected, Rule
+from visdet_jax.core.rules import FINITE, GROUND_TRUTH_COUNT, UNIT, Expected, Rule
 from visdet_jax.detectors.assigners.assigner import pick
 from visdet_jax.detectors.assigners.hungarian import HungarianAssigner, hungarian
 from visdet_jax.detectors.costs.classes import ClassificationCost, FocalLossCost
@@ -189,13 +189,12 @@ class MaskFormerHead(WithLosses):
         count = reduce_sum(exists.sum(), given.get("axis_name"))
         last = self.num_classes - 1
         labels = Rule(lambda x: x > last, f"must be from 0 to {last}, or negative for padding")
-        no_mask = Rule(lambda x: x == 0, "every image is without ground truth")
         return [
             *(
                 Expected(jax.tree_util.keystr(path).removeprefix("."), x, FINITE)
                 for path, x in jax.tree.leaves_with_path(given["outputs"])
             ),
-            Expected("number of masks", count, no_mask),
+            Expected("number of masks", count, GROUND_TRUTH_COUNT),
             Expected("gt_labels", gt_labels, labels),
             Expected(
                 "gt_masks", masks, UNIT, exists[..., None, None] & jnp.ones(masks.shape, bool)
