@@ -35,8 +35,9 @@ FREE = {
 
 # Instructions that read no more of their first operand than they give.
 PICKING = {"slice", "dynamic-slice", "gather"}
-# It gives its first operand with a slice that is the second.
-UPDATE = "dynamic-update-slice"
+# They give their first operand with slices written anew, or added to: the operand of this index.
+# (A scatter into several arrays at once has more operands, and counts as if it read and wrote all.)
+UPDATES = {"dynamic-update-slice": 1, "scatter": 2}
 
 _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{")
 _INSTRUCTION = re.compile(
@@ -103,11 +104,11 @@ def _traffic(name: str, computations: dict[str, list[str]]) -> Traffic:
         if operation in FREE or operation.endswith("-done"):
             continue
         if operation == "while":
-            trips = re.search(r'known_trip_count"?:\{"?n"?:"?(\d+)', rest)
+            trips = _trips(rest, computations)
             body = _traffic(_called("body", rest), computations)
-            if not trips:
+            if trips is None:
                 body = body._replace(loops_without_count=body.loops_without_count + 1)
-            total += body.times(int(trips[1]) if trips else 1)
+            total += body.times(1 if trips is None else trips)
         elif operation == "conditional":
             branches = re.findall(r"%([\w.\-]+)", rest[rest.index("computation") :])
             each = [_traffic(branch, computations) for branch in branches if branch in computations]
@@ -116,8 +117,11 @@ def _traffic(name: str, computations: dict[str, list[str]]) -> Traffic:
             total += _traffic(_called("to_apply", rest), computations)
         elif operation in ("copy-start", "slice-start"):
             total += Traffic(_prefetched(shape), 1)
-        elif operation == UPDATE:
-            total += Traffic(2 * min(sizes.get(_operands(rest)[1], 0), sizes[result]), 1)
+        elif operation in UPDATES and not shape.startswith("("):
+            _, *others = (sizes.get(operand, 0) for operand in _operands(rest))
+            slices = min(others[UPDATES[operation] - 1], sizes[result])
+            added_to = slices if operation == "scatter" else 0
+            total += Traffic(sum(others) + slices + added_to, 1)
         else:
             written = array_bytes(_started(shape) if operation.endswith("-start") else shape)
             fused = _called("calls", rest)
@@ -128,6 +132,23 @@ def _traffic(name: str, computations: dict[str, list[str]]) -> Traffic:
                 moved += min(read, written) if i == 0 and operation in PICKING else read
             total += Traffic(moved, 1)
     return total
+
+
+def _trips(rest: str, computations: dict[str, list[str]]) -> int | None:
+    """How often a loop runs, as it states or as its condition says, which is i < N.
+
+    JAX's `scan` and `fori_loop` of known length are such loops, with i from 0.
+    """
+    if stated := re.search(r'known_trip_count"?:\{"?n"?:"?(\d+)', rest):
+        return int(stated[1])
+    found = _instructions(_called("condition", rest), computations)
+    by_name = {result: (operation, rest) for _, (result, _, operation, rest) in found}
+    roots = [groups for line, groups in found if line.lstrip().startswith("ROOT ")]
+    if not roots or roots[0][2] != "compare" or "direction=LT" not in roots[0][3]:
+        return None
+    (counter, _), (operation, bound) = (by_name.get(x, ("", "")) for x in _operands(roots[0][3]))
+    is_counter = counter == "get-tuple-element" and operation == "constant"
+    return int(bound.split(")")[0]) if is_counter else None
 
 
 def _parts_read(name: str, computations: dict[str, list[str]]) -> dict[int, float]:
@@ -152,7 +173,8 @@ def _parts_read(name: str, computations: dict[str, list[str]]) -> dict[int, floa
                 continue
             more = need
             if result in in_place:
-                more = 0 if i == 0 else sizes[operand]
+                added_to = sizes[in_place[result]] if operation == "scatter" else 0
+                more = added_to if i == 0 else sizes[operand]
             elif operation == "tuple":
                 more = sizes[operand]
             elif not (i == 0 and operation in PICKING):
@@ -162,7 +184,7 @@ def _parts_read(name: str, computations: dict[str, list[str]]) -> dict[int, floa
 
 
 def _left_in_place(name: str, computations: dict[str, list[str]]) -> int:
-    """Of a fused computation's results the bytes that it does not write; see `UPDATE`."""
+    """Of a fused computation's results the bytes that it does not write; see `UPDATES`."""
     found = _instructions(name, computations)
     sizes = {result: array_bytes(shape) for _, (result, shape, _, _) in found}
     updates = _updated_in_place(found)
@@ -170,17 +192,19 @@ def _left_in_place(name: str, computations: dict[str, list[str]]) -> int:
 
 
 def _updated_in_place(found: list[tuple[str, tuple[str, ...]]]) -> dict[str, str]:
-    """The results of a fused computation that are `UPDATE`s, and what each writes."""
-    by_name = {result: (operation, _operands(rest)) for _, (result, _, operation, rest) in found}
+    """The results of a fused computation that are of `UPDATES`, and what each writes."""
+    by_name = {
+        result: (operation, _operands(rest), shape) for _, (result, shape, operation, rest) in found
+    }
     roots = [groups[0] for line, groups in found if line.lstrip().startswith("ROOT ")]
     updates = {}
     while roots:
         root = roots.pop()
-        operation, operands = by_name.get(root, ("", []))
+        operation, operands, shape = by_name.get(root, ("", [], ""))
         if operation in ("tuple", "bitcast"):
             roots += operands
-        elif operation == UPDATE:
-            updates[root] = operands[1]
+        elif operation in UPDATES and not shape.startswith("("):
+            updates[root] = operands[UPDATES[operation]]
     return updates
 
 
@@ -204,7 +228,7 @@ def _elements(shape: str) -> int:
 
 
 def _started(shape: str) -> str:
-    """What a kernel that runs beside others gives: its own type is ((operands), result, context)."""
+    """What a kernel beside others gives: its own type is ((operands), result, context)."""
     depth, commas = 0, [0]
     for i, character in enumerate(shape):
         depth += (character in "({[") - (character in ")}]")

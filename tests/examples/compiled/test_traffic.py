@@ -124,12 +124,63 @@ ENTRY %main (x: f32[100,64], y: f32[1,64], i: s32[]) -> f32[100,64] {
   ROOT %u = f32[100,64]{1,0} dynamic-update-slice(%x, %y, %i, %i)
 }
 """
-    assert read_traffic(text) == Traffic(bytes=2 * 64 * 4, kernels=1)
+    row, index = 64 * 4, 4
+    assert read_traffic(text) == Traffic(bytes=2 * row + 2 * index, kernels=1)
+
+
+SCATTER = """
+%sum (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %s = f32[] add(%a, %b)
+}
+
+%fused (p0: f32[100,64], p1: s32[7,1], p2: f32[7,64]) -> f32[100,64] {
+  %p0 = f32[100,64]{1,0} parameter(0)
+  %p1 = s32[7,1]{1,0} parameter(1)
+  %p2 = f32[7,64]{1,0} parameter(2)
+  ROOT %u = f32[100,64]{1,0} scatter(%p0, %p1, %p2), to_apply=%sum
+}
+
+ENTRY %main (x: f32[100,64], i: s32[7,1], y: f32[7,64]) -> f32[100,64] {
+  %x = f32[100,64]{1,0} parameter(0)
+  %i = s32[7,1]{1,0} parameter(1)
+  %y = f32[7,64]{1,0} parameter(2)
+  ROOT %f = f32[100,64]{1,0} fusion(%x, %i, %y), kind=kInput, calls=%fused
+}
+"""
+
+
+def test_a_scatter_reads_and_writes_where_it_adds():
+    rows, indices = 7 * 64 * 4, 7 * 4
+    assert read_traffic(SCATTER) == Traffic(bytes=3 * rows + indices, kernels=1)
+    alone = SCATTER.replace("fusion(%x, %i, %y), kind=kInput, calls=%fused", "scatter(%x, %i, %y)")
+    assert read_traffic(alone) == read_traffic(SCATTER)
+    two = alone.replace(
+        "ROOT %f = f32[100,64]{1,0} scatter(%x, %i, %y)",
+        "ROOT %f = (f32[100,64]{1,0}, f32[100,64]{1,0}) scatter(%x, %x, %i, %y, %y)",
+    )
+    assert read_traffic(two).bytes == 4 * 100 * 64 * 4 + indices + 2 * rows  # All of it.
 
 
 def test_a_loop_counts_times_its_trips():
     text = LOOP.replace("TRIPS", 'backend_config={"known_trip_count":{"n":"100"}}')
     assert read_traffic(text) == Traffic(bytes=100 * 2 * 64 * 4, kernels=100)
+
+
+def test_a_loop_that_runs_while_a_counter_is_below_a_number_counts_so_often():
+    condition = """%t = (s32[], f32[64]{0}) parameter(0)
+  %n = s32[] constant(100)
+  %i = s32[] get-tuple-element(%t), index=0
+  ROOT %less = pred[] compare(%i, %n), direction=LT"""
+    text = LOOP.replace(", TRIPS", "").replace(
+        """%t = (s32[], f32[64]{0}) parameter(0)
+  ROOT %less = pred[] constant(true)""",
+        condition,
+    )
+    assert read_traffic(text) == Traffic(bytes=100 * 2 * 64 * 4, kernels=100)
+    of_data = text.replace("%n = s32[] constant(100)", "%n = s32[] get-tuple-element(%t), index=0")
+    assert read_traffic(of_data).loops_without_count == 1
 
 
 def test_a_loop_that_does_not_state_its_trips_counts_once_and_is_reported():

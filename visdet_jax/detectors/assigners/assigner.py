@@ -22,7 +22,7 @@ IGNORED, DROPPED = -1, -2
 Among = slice | tuple[slice, ...]
 EPS = 1e-6  # the least area that an IoU is divided by, in pixels squared
 # On accelerators. More are fewer kernels, and take longer to compile.
-BOXES_IN_A_KERNEL = 10
+BOXES_IN_A_KERNEL = 20
 # On accelerators. Of numbers that are not kept, with 3 XLA no longer computes them inside the
 # kernel: ATSS's head moves 1.7 times as much on an H200, and its scratch memory is 12 times as
 # large (jax 0.12.0.1). Of those that are, each kernel reads all again: 3 are fewer kernels.
@@ -117,12 +117,14 @@ class Rules:
         found, to the next state, by operations on each prior alone.
       keeps: Whether accelerators hold the numbers of all boxes in memory after all. For numbers
         that are dear to compute, or that cannot be the same bits in every kernel; of few priors.
+      in_a_kernel: How many boxes accelerators visit in a kernel.
     """
 
     compute: Callable[[Any, jax.Array, Any], Any]
     measure: Callable[[Callable[..., Any]], Any]
     visit: Callable[[Any, jax.Array, Any, Any], Any]
     keeps: bool = False
+    in_a_kernel: int = BOXES_IN_A_KERNEL
 
 
 def visit_boxes(rules: Rules, state: Any, gt_boxes: Any, gt_labels: jax.Array) -> Any:
@@ -132,7 +134,7 @@ def visit_boxes(rules: Rules, state: Any, gt_boxes: Any, gt_labels: jax.Array) -
 
     On a CPU the boxes are visited one by one, and the numbers of a box are computed once, into the
     cache. On accelerators the reductions of `measure` are done for all boxes in one kernel, and
-    `BOXES_IN_A_KERNEL` visits are one kernel. Each of them computes the numbers on its way, so that
+    `in_a_kernel` visits are one kernel. Each of them computes the numbers on its way, so that
     numbers that are compared need the same bits in every kernel: see `product`, and `Rules.keeps`.
     """
     if not jax.tree.leaves(state)[0].size:
@@ -183,9 +185,9 @@ def visit_boxes(rules: Rules, state: Any, gt_boxes: Any, gt_labels: jax.Array) -
                 return rules.visit(state, number, own, found), None
 
             rows = (numbers, found)
-            return jax.lax.scan(step_with_kept, state, rows, unroll=BOXES_IN_A_KERNEL)[0]
+            return jax.lax.scan(step_with_kept, state, rows, unroll=rules.in_a_kernel)[0]
         found = jax.vmap(measure)(*boxes[1:])
-        return jax.lax.scan(step, state, (*boxes, found), unroll=BOXES_IN_A_KERNEL)[0]
+        return jax.lax.scan(step, state, (*boxes, found), unroll=rules.in_a_kernel)[0]
 
     return jax.lax.platform_dependent(state, boxes, cpu=one_by_one, default=together)
 

@@ -231,7 +231,9 @@ class CenterNetUpdateHead(DenseHead):
                 down, in_row = on_axis(height, stride, y)
                 across, in_column = on_axis(width, stride, x)
                 own_cell = in_row[:, None] & in_column[None]
-                maps.append(jnp.where(own_cell, 1, down[:, None] * across[None]))
+                values = jnp.where(own_cell, 1, down[:, None] * across[None])
+                # Keep this in the loop. After it, a GPU's program stores zeros and reads them.
+                maps.append(jnp.where(values < LEAST_VALUE, 0, values))
             return maps
 
         nothing = [
@@ -241,7 +243,7 @@ class CenterNetUpdateHead(DenseHead):
         numbers = (x, y, self._squared_radius(boxes))
         maps = draw_heatmaps(image.gt_labels, numbers, nothing, draw)
         rows = [
-            jnp.where(x < LEAST_VALUE, 0, x).reshape(height * width, self.num_classes)
+            x.reshape(height * width, self.num_classes)
             for x, (_, height, width) in zip(maps, levels, strict=True)
         ]
         return jnp.concatenate(rows)
