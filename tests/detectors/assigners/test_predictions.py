@@ -52,7 +52,7 @@ def scaled(expected):
 
 @pytest.mark.one_in(8)
 @pytest.mark.parametrize("key", CASES)
-def test_random_cases_of_mmdet(key):
+def test_random_cases_of_mmdet(key, form):
     case = CASES[key]
     sizes = tuple(tuple(size) for size in case["featmap_sizes"])
     points, strides = points_of(sizes, tuple(case["strides"]), case["offset"])
@@ -61,7 +61,7 @@ def test_random_cases_of_mmdet(key):
 
 @pytest.mark.one_in(8)
 @pytest.mark.parametrize("key", EDGES)
-def test_edge_cases_of_mmdet(key):
+def test_edge_cases_of_mmdet(key, form):
     expected = arrays_of(EDGE, key)
     priors = expected["priors"]
     points, strides = priors[:, :2], priors[:, 2]

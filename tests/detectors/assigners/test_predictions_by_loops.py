@@ -2,6 +2,7 @@
 
 import functools
 
+import jax
 import numpy as np
 import pytest
 
@@ -39,6 +40,18 @@ def image(seed):
         labels,
         valid,
     )
+
+
+def assigned(function, form, *, probabilities=True, **settings):
+    """The assignment of each image, all of them by one call."""
+    del form  # Of the two the one that is set.
+    *first, logits, boxes, labels, valid = (
+        np.stack(x) for x in zip(*map(image, IMAGES), strict=True)
+    )
+    scores = sigmoid(logits).astype("f4") if probabilities else logits
+    call = functools.partial(function, **settings)
+    found = jax.vmap(call)(*first, scores, boxes, labels, valid)
+    return [jax.tree.map(lambda x, i=i: np.asarray(x[i]), found) for i in IMAGES]
 
 
 def distances(point, box):
@@ -100,16 +113,16 @@ def dynamic_by_loops(seed, scores, cost, takes_part, topk):
 
 
 @pytest.mark.parametrize("name", ["dynamic_soft_label", "sim_ota"])
-def test_dynamic_k(name):
-    for seed in IMAGES:
-        *first, logits, boxes, labels, valid = image(seed)
-        if name == "sim_ota":
-            scores, function = sigmoid(logits).astype("f4"), sim_ota_assign
-            rules = (ota_cost, lambda p, s, b: distances(p, b) > 0 or is_near(p, s, b), 10)
-        else:
-            scores, function = logits, dynamic_soft_label_assign
-            rules = (soft_label_cost, lambda p, s, b: distances(p, b) > 0, 13)
-        found = function(*first, scores, boxes, labels, valid)
+def test_dynamic_k(name, form):
+    if name == "sim_ota":
+        function, probabilities = sim_ota_assign, True
+        rules = (ota_cost, lambda p, s, b: distances(p, b) > 0 or is_near(p, s, b), 10)
+    else:
+        function, probabilities = dynamic_soft_label_assign, False
+        rules = (soft_label_cost, lambda p, s, b: distances(p, b) > 0, 13)
+    for seed, found in enumerate(assigned(function, form, probabilities=probabilities)):
+        *_, logits, _, labels, _ = image(seed)
+        scores = sigmoid(logits).astype("f4") if probabilities else logits
         assert_equals_loop(found, dynamic_by_loops(seed, scores, *rules), labels, seed)
 
 
@@ -167,11 +180,10 @@ def aligned_by_loops(
     return gt_inds, expected
 
 
-def test_task_aligned():
-    for seed in IMAGES:
-        *first, logits, boxes, labels, valid = image(seed)
+def test_task_aligned(form):
+    for seed, found in enumerate(assigned(task_aligned_assign, form, topk=5)):
+        *_, logits, _, labels, _ = image(seed)
         scores = sigmoid(logits).astype("f4")
-        found = task_aligned_assign(*first, scores, boxes, labels, valid, topk=5)
         gt_inds, metrics = aligned_by_loops(
             seed,
             scores,
@@ -189,18 +201,16 @@ def test_task_aligned():
 @pytest.mark.one_in(4)
 @pytest.mark.parametrize("topk2", [None, 1, 3])
 @pytest.mark.parametrize("min_side", [0.0, 16.0])
-def test_yolo_task_aligned(topk2, min_side):
+def test_yolo_task_aligned(topk2, min_side, form):
     def contains(point, box):
         side, center = np.maximum(box[2:] - box[:2], min_side), (box[:2] + box[2:]) / 2
         return distances(point, np.concatenate([center - side / 2, center + side / 2])) > 1e-9
 
     settings = {"topk": 5, "topk2": topk2}
-    for seed in IMAGES:
-        *first, logits, boxes, labels, valid = image(seed)
+    of_images = assigned(yolo_task_aligned_assign, form, min_side=min_side, **settings)
+    for seed, found in enumerate(of_images):
+        *_, logits, _, labels, _ = image(seed)
         scores = sigmoid(logits).astype("f4")
-        found = yolo_task_aligned_assign(
-            *first, scores, boxes, labels, valid, min_side=min_side, **settings
-        )
         gt_inds, metrics = aligned_by_loops(
             seed, scores, ciou, (0.5, 6), contains, inside_first=True, eps=1e-9, **settings
         )
