@@ -93,7 +93,7 @@ def _dice(
     if naive_dice:
         sums = pred.sum(axes) + target.sum(axes)
         return divide(sums - 2 * both, sums + eps), sums + eps
-    squares = (pred * pred + target * target).sum(axes) + 2 * eps
+    squares = (pred * pred).sum(axes) + (target * target).sum(axes) + 2 * eps
     return 1 - divide(2 * both, squares), squares
 
 
