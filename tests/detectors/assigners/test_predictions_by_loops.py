@@ -216,3 +216,15 @@ def test_yolo_task_aligned(topk2, min_side, form):
         )
         assert_equals_loop(found, gt_inds, labels, seed)
         np.testing.assert_allclose(found.metrics, metrics, rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_what_accelerators_keep_of_a_batch_has_the_boxes_first(platform):
+    """In another order a TPU copies all of it for each kernel that reads a box's row."""
+    *first, logits, boxes, labels, valid = (np.stack([x, x, x]) for x in image(0))
+    batch = jax.jit(jax.vmap(functools.partial(task_aligned_assign, topk=5)))
+    traced = batch.trace(*first, sigmoid(logits).astype("f4"), boxes, labels, valid)
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    kept = [line for line in text.splitlines() if "optimization_barrier" in line]
+    assert any(f"tensor<{BOXES}x3x{PRIORS}xf32>" in line for line in kept)
+    assert not any(f"tensor<3x{BOXES}x{PRIORS}xf32>" in line for line in kept)

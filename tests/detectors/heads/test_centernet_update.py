@@ -51,6 +51,16 @@ def test_a_heatmap_by_hand():
         assert (heatmaps[:, label] == 1).sum() == 2
 
 
+def test_small_values_of_a_heatmap_are_made_0_where_they_are_drawn():
+    """After the drawing a GPU stores zeros of all heatmaps' size, and reads them."""
+    outputs, *truth = batch(MIDDLE)
+    targets = jax.jit(lambda *given: ROW.head().targets(*given).heatmaps)
+    text = targets.trace(outputs, *truth).lower(lowering_platforms=("cuda",)).as_text()
+    least = [line for line in text.splitlines() if "constant dense<9.99999974E-5>" in line]
+    assert least
+    assert all(line.startswith(" " * 6) for line in least)  # In the loop, which is indented.
+
+
 def test_the_cells_that_learn_a_box():
     outputs, *truth = batch(MIDDLE)
     targets = arrays(ROW.head().targets(outputs, *truth))
