@@ -141,14 +141,14 @@ def _trips(rest: str, computations: dict[str, list[str]]) -> int | None:
     """
     if stated := re.search(r'known_trip_count"?:\{"?n"?:"?(\d+)', rest):
         return int(stated[1])
-    found = _instructions(_called("condition", rest), computations)
-    by_name = {result: (operation, rest) for _, (result, _, operation, rest) in found}
-    roots = [groups for line, groups in found if line.lstrip().startswith("ROOT ")]
-    if not roots or roots[0][2] != "compare" or "direction=LT" not in roots[0][3]:
+    lines = "\n".join(computations.get(_called("condition", rest), ()))
+    condition = re.search(r"ROOT .* compare\(%([\w.\-]+), %([\w.\-]+)\), direction=LT", lines)
+    if not condition:
         return None
-    (counter, _), (operation, bound) = (by_name.get(x, ("", "")) for x in _operands(roots[0][3]))
-    is_counter = counter == "get-tuple-element" and operation == "constant"
-    return int(bound.split(")")[0]) if is_counter else None
+    counter, bound = map(re.escape, condition.groups())
+    is_counter = re.search(rf"%{counter} = \S+ get-tuple-element\(", lines)
+    trips = re.search(rf"%{bound} = \S+ constant\((\d+)\)", lines)
+    return int(trips[1]) if is_counter and trips else None
 
 
 def _parts_read(name: str, computations: dict[str, list[str]]) -> dict[int, float]:
