@@ -112,7 +112,8 @@ def test_maps_of_other_types_are_read_as_float32(dtype, mode):
     found = sample_points(maps, points, mode=mode)
     assert found.dtype == np.float32
     expected = sample_points(maps.astype(np.float32), points, mode=mode)
-    np.testing.assert_array_equal(found, expected)
+    # Two programs, whose products and sums may be rounded together in one of them.
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 def test_gradients_of_half_floats_are_summed_in_float32():

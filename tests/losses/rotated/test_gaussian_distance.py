@@ -95,12 +95,12 @@ def test_boxes_of_a_million_pixels_have_a_finite_loss(loss_type):
 def test_the_gradient_keeps_few_numbers():
     """The derivative of D - 1 - log D by hand saves four numbers a pair and a quarter of the time.
 
-    Value and gradient need 35 numbers a pair beside their arguments, and 53 with plain quotients
-    in `kl_divergence` (jax 0.10.2).
+    Value and gradient need 35 numbers a pair beside their arguments (jax 0.10.2; 40 with 0.12.0),
+    and 53 with plain quotients in `kl_divergence` (52).
     """
     boxes = jnp.ones((10_000, 5))
     loss = functools.partial(v.gd_loss, loss_type="jd")
-    assert temporary_bytes(jax.value_and_grad(loss), boxes, boxes) < 37 * 4 * len(boxes)
+    assert temporary_bytes(jax.value_and_grad(loss), boxes, boxes) < 45 * 4 * len(boxes)
 
 
 def test_the_larger_and_the_smaller_and_tau(x64):
