@@ -9,6 +9,9 @@ from typing import Any
 
 import jax
 
+# XLA of jax 0.12 stores more in some programs, and rounds others in another way.
+IS_JAX_0_10 = jax.__version_info__ < (0, 11)
+
 
 def compiled(function: Callable[..., Any], *arguments: Any) -> Any:
     """The program of a jitted function of these arguments."""

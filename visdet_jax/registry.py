@@ -28,7 +28,7 @@ _HINTS = {
 }
 
 
-# Where else a key that is missing may stand.
+# Of a key that may stand elsewhere than in a head's config: what the error for a missing one adds.
 _ELSEWHERE = {
     "assigner": ", or in its train_cfg: build_head(config, train_cfg=dict(assigner=...))",
 }

@@ -35,8 +35,8 @@ FREE = {
 
 # Instructions that read no more of their first operand than they give.
 PICKING = {"slice", "dynamic-slice", "gather"}
-# They give their first operand with slices written anew, or added to: the operand of this index.
-# (A scatter into several arrays at once has more operands, and counts as if it read and wrote all.)
+# Instructions that write into their first operand, in place, and which operand holds what they
+# write. A scatter reads what it adds to. One into several arrays counts as if it wrote all of them.
 UPDATES = {"dynamic-update-slice": 1, "scatter": 2}
 
 _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{")
@@ -117,9 +117,9 @@ def _traffic(name: str, computations: dict[str, list[str]]) -> Traffic:
             total += _traffic(_called("to_apply", rest), computations)
         elif operation in ("copy-start", "slice-start"):
             total += Traffic(_prefetched(shape), 1)
-        elif operation in UPDATES and not shape.startswith("("):
+        elif update := _update(operation, shape, _operands(rest)):
             _, *others = (sizes.get(operand, 0) for operand in _operands(rest))
-            slices = min(others[UPDATES[operation] - 1], sizes[result])
+            slices = min(sizes.get(update, 0), sizes[result])
             added_to = slices if operation == "scatter" else 0
             total += Traffic(sum(others) + slices + added_to, 1)
         else:
@@ -203,9 +203,15 @@ def _updated_in_place(found: list[tuple[str, tuple[str, ...]]]) -> dict[str, str
         operation, operands, shape = by_name.get(root, ("", [], ""))
         if operation in ("tuple", "bitcast"):
             roots += operands
-        elif operation in UPDATES and not shape.startswith("("):
-            updates[root] = operands[UPDATES[operation]]
+        elif update := _update(operation, shape, operands):
+            updates[root] = update
     return updates
+
+
+def _update(operation: str, shape: str, operands: list[str]) -> str | None:
+    """The operand that is written into the first one; None where it is not; see `UPDATES`."""
+    is_one = operation in UPDATES and not shape.startswith("(")
+    return operands[UPDATES[operation]] if is_one else None
 
 
 def _instructions(
@@ -229,13 +235,8 @@ def _elements(shape: str) -> int:
 
 def _started(shape: str) -> str:
     """What a kernel beside others gives: its own type is ((operands), result, context)."""
-    depth, commas = 0, [0]
-    for i, character in enumerate(shape):
-        depth += (character in "({[") - (character in ")}]")
-        if character == "," and depth == 1:
-            commas.append(i)
-    has_operands = shape.startswith("((") and len(commas) > 1
-    return shape[commas[1] + 1 : [*commas, len(shape)][2]] if has_operands else shape
+    found = re.fullmatch(r"\(\(.*?\), (.*), [^,]+\)", shape)
+    return found[1] if found else shape
 
 
 def _prefetched(shape: str) -> int:

@@ -10,7 +10,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from golden.read_cases import names, read
-from programs import temporary_bytes
+from programs import IS_JAX_0_10, temporary_bytes
 from visdet_jax.boxes import points as points_module
 from visdet_jax.boxes import sample_points, uncertain_points
 from visdet_jax.boxes.points import _by_top_k as by_top_k
@@ -112,8 +112,9 @@ def test_maps_of_other_types_are_read_as_float32(dtype, mode):
     found = sample_points(maps, points, mode=mode)
     assert found.dtype == np.float32
     expected = sample_points(maps.astype(np.float32), points, mode=mode)
-    # Two programs, whose products and sums may be rounded together in one of them.
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    # With jax 0.12 one of the two programs rounds some products and sums together: up to 5 ulp.
+    is_exact = IS_JAX_0_10 or mode == "nearest"
+    np.testing.assert_allclose(found, expected, rtol=0 if is_exact else 1e-6, atol=0)
 
 
 def test_gradients_of_half_floats_are_summed_in_float32():

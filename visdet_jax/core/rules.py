@@ -57,10 +57,8 @@ BOXES = Rule(
     of_boxes=True,
     doubt="all of {name} is in [0, 1]: are these fractions of the image? Boxes must be in pixels",
 )
-# Of the number of boxes or masks of a batch. None at all may be right, for a small batch.
-GROUND_TRUTH_COUNT = Rule(
-    lambda x: jnp.zeros(x.shape, bool),
-    "may be any",
+# Of a batch's number of boxes or masks. 0 is a warning and no error: a small batch may have none.
+GROUND_TRUTH_COUNT = FINITE._replace(
     doubt="every image is without ground truth: negative gt_labels mean padding",
     doubtful=lambda count, _: count == 0,
 )

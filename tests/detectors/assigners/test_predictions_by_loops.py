@@ -42,16 +42,16 @@ def image(seed):
     )
 
 
-def assigned(function, form, *, probabilities=True, **settings):
-    """The assignment of each image, all of them by one call."""
-    del form  # Of the two the one that is set.
+def assigned(function, *, probabilities=True, **settings):
+    """The assignment, the scores and the labels of each image, all images by one call."""
     *first, logits, boxes, labels, valid = (
         np.stack(x) for x in zip(*map(image, IMAGES), strict=True)
     )
     scores = sigmoid(logits).astype("f4") if probabilities else logits
     call = functools.partial(function, **settings)
     found = jax.vmap(call)(*first, scores, boxes, labels, valid)
-    return [jax.tree.map(lambda x, i=i: np.asarray(x[i]), found) for i in IMAGES]
+    found = [jax.tree.map(lambda x, i=i: np.asarray(x[i]), found) for i in IMAGES]
+    return zip(found, scores, labels, strict=True)
 
 
 def distances(point, box):
@@ -120,9 +120,8 @@ def test_dynamic_k(name, form):
     else:
         function, probabilities = dynamic_soft_label_assign, False
         rules = (soft_label_cost, lambda p, s, b: distances(p, b) > 0, 13)
-    for seed, found in enumerate(assigned(function, form, probabilities=probabilities)):
-        *_, logits, _, labels, _ = image(seed)
-        scores = sigmoid(logits).astype("f4") if probabilities else logits
+    of_images = assigned(function, probabilities=probabilities)
+    for seed, (found, scores, labels) in enumerate(of_images):
         assert_equals_loop(found, dynamic_by_loops(seed, scores, *rules), labels, seed)
 
 
@@ -181,9 +180,7 @@ def aligned_by_loops(
 
 
 def test_task_aligned(form):
-    for seed, found in enumerate(assigned(task_aligned_assign, form, topk=5)):
-        *_, logits, _, labels, _ = image(seed)
-        scores = sigmoid(logits).astype("f4")
+    for seed, (found, scores, labels) in enumerate(assigned(task_aligned_assign, topk=5)):
         gt_inds, metrics = aligned_by_loops(
             seed,
             scores,
@@ -207,10 +204,8 @@ def test_yolo_task_aligned(topk2, min_side, form):
         return distances(point, np.concatenate([center - side / 2, center + side / 2])) > 1e-9
 
     settings = {"topk": 5, "topk2": topk2}
-    of_images = assigned(yolo_task_aligned_assign, form, min_side=min_side, **settings)
-    for seed, found in enumerate(of_images):
-        *_, logits, _, labels, _ = image(seed)
-        scores = sigmoid(logits).astype("f4")
+    of_images = assigned(yolo_task_aligned_assign, min_side=min_side, **settings)
+    for seed, (found, scores, labels) in enumerate(of_images):
         gt_inds, metrics = aligned_by_loops(
             seed, scores, ciou, (0.5, 6), contains, inside_first=True, eps=1e-9, **settings
         )

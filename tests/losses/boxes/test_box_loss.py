@@ -218,5 +218,5 @@ def test_a_short_gradient_stores_less_than_by_divide(monkeypatch):
     by_divide = stored()
     jax.clear_caches()
     assert (np.array(once) < by_divide).all()
-    if jax.__version_info__ < (0, 11):
+    if programs.IS_JAX_0_10:
         assert max(once) < 0.5 * pred.nbytes

@@ -20,7 +20,7 @@ from losses.rotated.in_matrices import (
     rotated_pairs,
     squared_wasserstein,
 )
-from programs import temporary_bytes
+from programs import IS_JAX_0_10, temporary_bytes
 
 
 def values_of(loss_type):
@@ -100,7 +100,8 @@ def test_the_gradient_keeps_few_numbers():
     """
     boxes = jnp.ones((10_000, 5))
     loss = functools.partial(v.gd_loss, loss_type="jd")
-    assert temporary_bytes(jax.value_and_grad(loss), boxes, boxes) < 45 * 4 * len(boxes)
+    most = 37 if IS_JAX_0_10 else 42
+    assert temporary_bytes(jax.value_and_grad(loss), boxes, boxes) < most * 4 * len(boxes)
 
 
 def test_the_larger_and_the_smaller_and_tau(x64):
